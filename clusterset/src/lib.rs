@@ -1,1 +1,28 @@
+//! The rules of a clusterset, as plain functions over plain data.
+//!
+//! Nothing in this crate reads a clock, draws entropy, opens a socket or spawns: `now` and `rng` are arguments. What every
+//! cluster must agree on ([`merge`]) and what each decides for itself ([`reachability`], [`select`], [`health`]) stand side
+//! by side here, so that the agent, the gateway, the DNS server, the sidecar, `explain` and the simulation all run the same
+//! code.
+#![warn(missing_docs)]
 
+pub mod drill;
+pub mod endpoint;
+pub mod export;
+pub mod health;
+pub mod locality;
+pub mod merge;
+pub mod name;
+pub mod policy;
+pub mod reachability;
+pub mod select;
+pub mod snapshot;
+
+pub use drill::{Drill, DrillId, DrillKind};
+pub use endpoint::{Endpoint, EndpointSlice, Readiness, SlicePort};
+pub use export::{Export, ExportRecord, ServicePort, ServiceSpec, ServiceType};
+pub use locality::Locality;
+pub use name::{ClusterId, Label, NameError, Namespace, ServiceKey, ServiceName};
+pub use policy::{ExportGrant, LossPolicy};
+pub use reachability::{Lease, Link, LinkState, Verdict};
+pub use snapshot::{ClusterView, Import, ImportedCluster, Snapshot, Version};
