@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::export::{ExportRecord, ServicePort, ServiceSpec};
 use crate::name::ClusterId;
+use crate::policy::LossPolicy;
 
 /// A property that exports of one service disagree on (`ServiceExport` Conflict reasons of `v1beta1`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +36,8 @@ pub struct Merged {
     pub spec: ServiceSpec,
     /// The cluster whose export took precedence.
     pub winner: ClusterId,
+    /// The winner's choice of what a lost cluster means to this service.
+    pub loss_policy: LossPolicy,
     /// For each exporter, the merged ports that it serves, as (merged port, name of the port in that cluster's own slices).
     pub serves: BTreeMap<ClusterId, Vec<(ServicePort, String)>>,
     /// What the exports disagree on, with a sentence for the operator; set on every exporter.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::endpoint::{Endpoint, EndpointSlice, IpFamily, Protocol};
 use crate::export::{ServicePort, ServiceSpec};
@@ -115,10 +116,10 @@ pub struct Snapshot {
     pub confirmed_unix_ms: u64,
     /// Every member, this cluster included.
     pub clusters: BTreeMap<ClusterId, ClusterView>,
-    /// Every service this cluster may call.
-    pub imports: BTreeMap<ServiceKey, Import>,
-    /// What this cluster offers.
-    pub exports: BTreeMap<ServiceKey, LocalExport>,
+    /// Every service this cluster may call. Shared: a new snapshot copies pointers for whatever did not change.
+    pub imports: BTreeMap<ServiceKey, Arc<Import>>,
+    /// What this cluster offers. Shared likewise.
+    pub exports: BTreeMap<ServiceKey, Arc<LocalExport>>,
     /// Trust: roots (DER), in the order of their staging.
     pub roots: Vec<Vec<u8>>,
     /// Trust: SHA-256 of the subject public key info of every denied intermediate.
