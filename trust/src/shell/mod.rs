@@ -1,0 +1,3 @@
+//! The part of this crate that touches the disk.
+
+pub mod files;
