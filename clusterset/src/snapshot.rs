@@ -70,22 +70,37 @@ impl Import {
     /// The merged port with this number.
     #[must_use]
     pub fn port(&self, protocol: Protocol, number: u16) -> Option<&ServicePort> {
-        self.spec.ports.iter().find(|port| port.protocol == protocol && port.port == number)
+        self.spec
+            .ports
+            .iter()
+            .find(|port| port.protocol == protocol && port.port == number)
     }
 }
 
 impl ImportedCluster {
-    /// Endpoints that serve the merged port, with the port number at the endpoint. None when the cluster does not expose it.
+    /// Whether this cluster serves the merged port.
+    #[must_use]
+    pub fn exposes(&self, port: &ServicePort) -> bool {
+        self.ports
+            .iter()
+            .any(|own| own.protocol == port.protocol && own.port == port.port)
+    }
+
+    /// Endpoints that serve the merged port, with the port number at the endpoint. None of them when the cluster does not expose it.
     pub fn endpoints<'a>(
         &'a self,
         port: &'a ServicePort,
         family: Option<IpFamily>,
     ) -> impl Iterator<Item = (&'a Endpoint, u16)> + 'a {
-        let exposed = self.ports.iter().any(|own| own.protocol == port.protocol && own.port == port.port);
+        let exposed = self.exposes(port);
         self.slices
             .iter()
             .filter(move |slice| exposed && family.is_none_or(|family| family == slice.family))
-            .filter_map(move |slice| slice.port(&port.name, port.protocol).map(|number| (slice, number)))
+            .filter_map(move |slice| {
+                slice
+                    .port(&port.name, port.protocol)
+                    .map(|number| (slice, number))
+            })
             .flat_map(|(slice, number)| slice.endpoints.iter().map(move |endpoint| (endpoint, number)))
     }
 }
@@ -126,4 +141,30 @@ pub struct Snapshot {
     pub denied: Vec<[u8; 32]>,
     /// Trust domain of the clusterset.
     pub trust_domain: String,
+}
+
+impl Snapshot {
+    /// The view of `cluster` before it knows anything.
+    #[must_use]
+    pub fn empty(cluster: ClusterId) -> Self {
+        Self {
+            version: Version::default(),
+            cluster,
+            fresh: false,
+            confirmed_unix_ms: 0,
+            clusters: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            exports: BTreeMap::new(),
+            roots: Vec::new(),
+            denied: Vec::new(),
+            trust_domain: String::new(),
+        }
+    }
+
+    /// The lease of `cluster`: unknown while the snapshot is not fresh, None when it is no member.
+    #[must_use]
+    pub fn lease(&self, cluster: &ClusterId) -> Option<Lease> {
+        let view = self.clusters.get(cluster)?;
+        Some(if self.fresh { view.lease } else { Lease::Unknown })
+    }
 }
