@@ -91,7 +91,9 @@ impl Drill {
         failing
             && !self.real
             && match self.kind {
-                DrillKind::ClusterDown | DrillKind::GatewayKill => here == &self.target || peer == &self.target,
+                DrillKind::ClusterDown | DrillKind::GatewayKill => {
+                    here == &self.target || peer == &self.target
+                }
                 DrillKind::LinkCut => touches(&self.from, &self.target),
                 DrillKind::BrokerLeaderKill | DrillKind::DnsKill => false,
             }

@@ -113,6 +113,9 @@ impl EndpointSlice {
     /// The endpoint port that carries the Service port named `name` over `protocol`.
     #[must_use]
     pub fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
-        self.ports.iter().find(|port| port.name == name && port.protocol == protocol).map(|port| port.port)
+        self.ports
+            .iter()
+            .find(|port| port.name == name && port.protocol == protocol)
+            .map(|port| port.port)
     }
 }

@@ -5,11 +5,15 @@
 //! by side here, so that the agent, the gateway, the DNS server, the sidecar, `explain` and the simulation all run the same
 //! code.
 #![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
+pub mod affinity;
 pub mod drill;
 pub mod endpoint;
 pub mod export;
 pub mod health;
+pub mod link;
+pub mod local;
 pub mod locality;
 pub mod merge;
 pub mod name;
@@ -21,6 +25,7 @@ pub mod snapshot;
 pub use drill::{Drill, DrillId, DrillKind};
 pub use endpoint::{Endpoint, EndpointSlice, Readiness, SlicePort};
 pub use export::{Export, ExportRecord, ServicePort, ServiceSpec, ServiceType};
+pub use link::{LinkProfile, LinkTracker};
 pub use locality::Locality;
 pub use name::{ClusterId, Label, NameError, Namespace, ServiceKey, ServiceName};
 pub use policy::{ExportGrant, LossPolicy};

@@ -56,14 +56,23 @@ fn check_label(what: &'static str, text: &str) -> Result<(), NameError> {
     }
     if text.len() > LABEL_MAX {
         let head = text.chars().take(20).collect();
-        return Err(NameError::TooLong { what, text: head, len: text.len() });
+        return Err(NameError::TooLong {
+            what,
+            text: head,
+            len: text.len(),
+        });
     }
     let last = text.len() - 1;
     for (at, found) in text.char_indices() {
         let alphanumeric = found.is_ascii_lowercase() || found.is_ascii_digit();
         let inner_dash = found == '-' && at != 0 && at != last;
         if !alphanumeric && !inner_dash {
-            return Err(NameError::Character { what, text: text.to_owned(), found, at });
+            return Err(NameError::Character {
+                what,
+                text: text.to_owned(),
+                found,
+                at,
+            });
         }
     }
     Ok(())
@@ -182,8 +191,13 @@ impl ServiceKey {
     /// # Errors
     /// [`NameError`] when the slash is missing or a part is no RFC 1123 label.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        let (namespace, name) = text.split_once('/').ok_or_else(|| NameError::NotAKey { text: text.to_owned() })?;
-        Ok(Self { namespace: Namespace::parse(namespace)?, name: ServiceName::parse(name)? })
+        let (namespace, name) = text.split_once('/').ok_or_else(|| NameError::NotAKey {
+            text: text.to_owned(),
+        })?;
+        Ok(Self {
+            namespace: Namespace::parse(namespace)?,
+            name: ServiceName::parse(name)?,
+        })
     }
 }
 

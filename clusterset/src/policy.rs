@@ -9,7 +9,7 @@ use crate::name::{ClusterId, Namespace, ServiceKey};
 pub enum LossPolicy {
     /// Never withdraw: they stay as last resort.
     Keep,
-    /// Use them last while either signal is missing, withdraw once both are.
+    /// Use them last while the link is lost, withdraw once both signals were lost for a grace period.
     #[default]
     Degrade,
     /// Withdraw as soon as one signal is lost.
@@ -62,6 +62,8 @@ impl Grants {
     /// Whether `cluster` may export from `namespace`.
     #[must_use]
     pub fn may_export(&self, namespace: &Namespace, cluster: &ClusterId) -> bool {
-        self.reserved.get(namespace).is_none_or(|clusters| clusters.contains(cluster))
+        self.reserved
+            .get(namespace)
+            .is_none_or(|clusters| clusters.contains(cluster))
     }
 }
