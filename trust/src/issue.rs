@@ -456,10 +456,10 @@ fn uri(id: &SpiffeId) -> Result<SanType, IssueError> {
     Ok(SanType::URI(text))
 }
 
-/// From [`BACKDATE`] ago until `ttl` from now, within the issuer's own validity.
+/// From [`BACKDATE`] ago until `ttl` from now ([`ROOT_TTL`] at most), within the issuer's own validity.
 fn set_validity(params: &mut CertificateParams, now: SystemTime, ttl: Duration, issuer: Option<Validity>) {
     let mut not_before = now.checked_sub(BACKDATE).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut not_after = now + ttl;
+    let mut not_after = now + ttl.min(ROOT_TTL);
     if let Some(issuer) = issuer {
         not_before = not_before.max(issuer.not_before);
         not_after = not_after.min(issuer.not_after);

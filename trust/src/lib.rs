@@ -18,6 +18,7 @@ pub mod permit;
 pub mod renew;
 pub mod shell;
 pub mod spiffe;
+pub mod state;
 pub mod store;
 pub mod tls;
 pub mod token;
@@ -33,14 +34,13 @@ pub use issue::{Intermediate, IssueError, Root, Serial, new_key_and_csr};
 pub use permit::Permit;
 pub use renew::Validity;
 pub use spiffe::{OperatorName, Role, ServiceAccount, SpiffeError, SpiffeId, Subject, TrustDomain};
+pub use state::{DeniedIntermediate, TrustState, TrustStore};
 pub use store::{CertStore, Identity, IdentityError};
 pub use tls::{
     client_config, pinned_client_config, pinned_root, refusal, server_config, server_config_optional_client,
 };
 pub use token::{JoinToken, SecretHash, TokenError, TokenId};
-pub use verify::{
-    DeniedIntermediate, TrustError, TrustState, TrustStore, Usage, denied_in_chain, verify_chain,
-};
+pub use verify::{TrustError, Usage, denied_in_chain, verify_chain};
 
 /// The TLS library's certificate and key types, so that users of this crate name one version of them.
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};

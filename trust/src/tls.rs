@@ -16,16 +16,17 @@ use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    PeerIncompatible, ServerConfig, SignatureScheme,
+    ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::cert;
 use crate::fingerprint::Fingerprint;
 use crate::permit::Permit;
-use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::spiffe::TrustDomain;
+use crate::state::{TrustState, TrustStore};
 use crate::store::CertStore;
-use crate::verify::{CHAIN_EXTRA_MAX, TrustError, TrustState, TrustStore, Usage, system_time, verify_chain};
+use crate::verify::{CHAIN_EXTRA_MAX, TrustError, Usage, system_time, verify_chain};
 
 /// A server that demands a certificate, and one that `permit` accepts.
 #[must_use]
@@ -35,7 +36,11 @@ pub fn server_config(
     permit: Permit,
     alpn: &[&[u8]],
 ) -> Arc<ServerConfig> {
-    server(SpiffeVerifier::new(trust, permit, true), certs, alpn)
+    server(
+        SpiffeVerifier::new(Anchor::Store(trust), permit, true),
+        certs,
+        alpn,
+    )
 }
 
 /// A server that lets peers in without a certificate, for a broker's join endpoint; one that is presented must be
@@ -48,7 +53,11 @@ pub fn server_config_optional_client(
     permit: Permit,
     alpn: &[&[u8]],
 ) -> Arc<ServerConfig> {
-    server(SpiffeVerifier::new(trust, permit, false), certs, alpn)
+    server(
+        SpiffeVerifier::new(Anchor::Store(trust), permit, false),
+        certs,
+        alpn,
+    )
 }
 
 /// A client that presents `certs` and accepts servers that `permit` accepts, whatever name was dialled.
@@ -59,7 +68,7 @@ pub fn client_config(
     permit: Permit,
     alpn: &[&[u8]],
 ) -> Arc<ClientConfig> {
-    let verifier = Arc::new(SpiffeVerifier::new(trust, permit, true));
+    let verifier = Arc::new(SpiffeVerifier::new(Anchor::Store(trust), permit, true));
     client(client_builder(verifier).with_client_cert_resolver(certs), alpn)
 }
 
@@ -71,25 +80,18 @@ pub fn pinned_client_config(
     pin: Fingerprint,
     alpn: &[&[u8]],
 ) -> Arc<ClientConfig> {
-    let algorithms = provider().signature_verification_algorithms;
-    let verifier = Arc::new(PinnedVerifier {
-        trust_domain,
-        pin,
-        algorithms,
-    });
+    let verifier = Arc::new(SpiffeVerifier::new(
+        Anchor::Pin { trust_domain, pin },
+        Permit::AnyBroker,
+        true,
+    ));
     client(client_builder(verifier).with_no_client_auth(), alpn)
 }
 
 /// The root with key `pin` in a chain that a broker presented to a [`pinned_client_config`].
 #[must_use]
 pub fn pinned_root(certs: &[CertificateDer<'_>], pin: &Fingerprint) -> Option<CertificateDer<'static>> {
-    let is_pinned = |cert: &&CertificateDer<'_>| cert::fingerprint(cert).is_ok_and(|found| found == *pin);
-    certs
-        .iter()
-        .skip(1)
-        .take(CHAIN_EXTRA_MAX)
-        .find(is_pinned)
-        .map(|root| root.clone().into_owned())
+    find_root(certs.get(1..)?, pin)
 }
 
 /// The [`TrustError`] because of which this side ended a handshake, if that was the cause.
@@ -136,20 +138,32 @@ fn provider() -> CryptoProvider {
     rustls::crypto::aws_lc_rs::default_provider()
 }
 
-/// Verifies peers of a known clusterset, as client and as server.
+/// What a verifier holds to be true beforehand.
+#[derive(Debug)]
+enum Anchor {
+    /// The trust state of the clusterset, as it is at each handshake.
+    Store(Arc<TrustStore>),
+    /// One root's key, and the trust domain.
+    Pin {
+        trust_domain: TrustDomain,
+        pin: Fingerprint,
+    },
+}
+
+/// Verifies peers, as client and as server.
 #[derive(Debug)]
 struct SpiffeVerifier {
-    trust: Arc<TrustStore>,
+    anchor: Anchor,
     permit: Permit,
     client_required: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl SpiffeVerifier {
-    fn new(trust: Arc<TrustStore>, permit: Permit, client_required: bool) -> Self {
+    fn new(anchor: Anchor, permit: Permit, client_required: bool) -> Self {
         let algorithms = provider().signature_verification_algorithms;
         Self {
-            trust,
+            anchor,
             permit,
             client_required,
             algorithms,
@@ -163,19 +177,27 @@ impl SpiffeVerifier {
         now: UnixTime,
         usage: Usage,
     ) -> Result<(), TrustError> {
-        let id = verify_chain(leaf, extra, system_time(now), &self.trust.load(), usage)?;
-        check_permit(&self.permit, id)
-    }
-}
-
-fn check_permit(permit: &Permit, peer: SpiffeId) -> Result<(), TrustError> {
-    if permit.accepts(&peer) {
-        Ok(())
-    } else {
-        Err(TrustError::NotPermitted {
-            peer,
-            wanted: permit.to_string(),
-        })
+        let trust = match &self.anchor {
+            Anchor::Store(store) => store.load(),
+            Anchor::Pin { trust_domain, pin } => {
+                let root = find_root(extra, pin).ok_or(TrustError::PinMismatch { pin: *pin })?;
+                Arc::new(TrustState::new(
+                    trust_domain.clone(),
+                    vec![root],
+                    BTreeSet::new(),
+                    0,
+                )?)
+            }
+        };
+        let peer = verify_chain(leaf, extra, system_time(now), &trust, usage)?;
+        if self.permit.accepts(&peer) {
+            Ok(())
+        } else {
+            Err(TrustError::NotPermitted {
+                peer,
+                wanted: self.permit.to_string(),
+            })
+        }
     }
 }
 
@@ -258,64 +280,13 @@ impl ClientCertVerifier for SpiffeVerifier {
     }
 }
 
-/// Verifies a broker by the pin of its root, before any root is known.
-#[derive(Debug)]
-struct PinnedVerifier {
-    trust_domain: TrustDomain,
-    pin: Fingerprint,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl PinnedVerifier {
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        extra: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), TrustError> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(extra).cloned().collect();
-        let root = pinned_root(&chain, &self.pin).ok_or(TrustError::PinMismatch { pin: self.pin })?;
-        let trust = TrustState::new(self.trust_domain.clone(), vec![root], BTreeSet::new(), 0)?;
-        // Another root, of a rotation, may come along; of the chain only the leaf and the pinned root count here.
-        let id = verify_chain(leaf, trust.roots(), system_time(now), &trust, Usage::Server)?;
-        check_permit(&Permit::AnyBroker, id)
-    }
-}
-
-impl ServerCertVerifier for PinnedVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        extra: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(leaf, extra, now).map_err(refuse)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+fn find_root(extra: &[CertificateDer<'_>], pin: &Fingerprint) -> Option<CertificateDer<'static>> {
+    let is_pinned = |cert: &&CertificateDer<'_>| cert::fingerprint(cert).is_ok_and(|found| found == *pin);
+    extra
+        .iter()
+        .take(CHAIN_EXTRA_MAX)
+        .find(is_pinned)
+        .map(|root| root.clone().into_owned())
 }
 
 fn refuse(error: TrustError) -> Error {
@@ -323,5 +294,5 @@ fn refuse(error: TrustError) -> Error {
 }
 
 fn only_tls13() -> Error {
-    PeerIncompatible::Tls13RequiredForQuic.into()
+    Error::General("TLS 1.2 was negotiated, but only TLS 1.3 is offered here".to_owned())
 }

@@ -4,21 +4,16 @@
 //! constraints do not work in webpki: a cluster's leaf has exactly one intermediate, which names the same cluster;
 //! brokers and operators come directly from a root; an evicted cluster's intermediate is denied.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tombolo_clusterset::ClusterId;
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::cert::{self, CertError};
 use crate::fingerprint::Fingerprint;
 use crate::spiffe::{SpiffeId, Subject, TrustDomain};
-
-/// Most roots trusted at once: the old and the new one of a rotation, which is staged and one at a time.
-pub const ROOTS_MAX: usize = 2;
+use crate::state::{DeniedIntermediate, ROOTS_MAX, TrustState};
 
 /// Most certificates that a peer may send with its leaf: an intermediate and both roots of a rotation. It bounds
 /// the work that an unauthenticated peer can ask for.
@@ -173,126 +168,6 @@ pub enum Usage {
     Server,
 }
 
-/// The intermediate of an evicted cluster.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeniedIntermediate {
-    /// The cluster that was evicted.
-    pub cluster: ClusterId,
-    /// The key of the intermediate that it held.
-    pub key: Fingerprint,
-}
-
-/// What a verifier trusts at one revision: immutable, swapped whole.
-#[derive(Debug, Clone)]
-pub struct TrustState {
-    trust_domain: TrustDomain,
-    roots: Vec<CertificateDer<'static>>,
-    anchors: Vec<TrustAnchor<'static>>,
-    denied: BTreeSet<DeniedIntermediate>,
-    revision: u64,
-}
-
-impl TrustState {
-    /// A trust state of one root, or of two while a rotation is under way.
-    ///
-    /// # Errors
-    /// [`TrustError::RootCount`] or [`TrustError::BadRoot`].
-    pub fn new(
-        trust_domain: TrustDomain,
-        roots: Vec<CertificateDer<'static>>,
-        denied: BTreeSet<DeniedIntermediate>,
-        revision: u64,
-    ) -> Result<Self, TrustError> {
-        if roots.is_empty() || roots.len() > ROOTS_MAX {
-            return Err(TrustError::RootCount { found: roots.len() });
-        }
-        let mut anchors = Vec::with_capacity(roots.len());
-        for (at, root) in roots.iter().enumerate() {
-            let bad = |reason: String| TrustError::BadRoot { at, reason };
-            if !cert::is_ca(root).map_err(|error| bad(error.to_string()))? {
-                return Err(bad("it is not a certificate authority".to_owned()));
-            }
-            let anchor = webpki::anchor_from_trusted_cert(root).map_err(|error| bad(error.to_string()))?;
-            anchors.push(anchor.to_owned());
-        }
-        Ok(Self {
-            trust_domain,
-            roots,
-            anchors,
-            denied,
-            revision,
-        })
-    }
-
-    /// The clusterset's trust domain.
-    #[must_use]
-    pub const fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
-    }
-
-    /// The trusted roots: one, or two during a rotation.
-    #[must_use]
-    pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
-    }
-
-    /// The denied intermediates.
-    #[must_use]
-    pub const fn denied(&self) -> &BTreeSet<DeniedIntermediate> {
-        &self.denied
-    }
-
-    /// The revision, as the broker counts them.
-    #[must_use]
-    pub const fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    fn is_root(&self, cert: &CertificateDer<'_>) -> bool {
-        self.roots.iter().any(|root| root.as_ref() == cert.as_ref())
-    }
-}
-
-/// The trust state that all verifiers of a process share; swapping it takes effect at the next handshake.
-#[derive(Debug)]
-pub struct TrustStore {
-    state: ArcSwap<TrustState>,
-}
-
-impl TrustStore {
-    /// A store that begins with `state`.
-    #[must_use]
-    pub fn new(state: TrustState) -> Arc<Self> {
-        Arc::new(Self {
-            state: ArcSwap::from_pointee(state),
-        })
-    }
-
-    /// The present state.
-    #[must_use]
-    pub fn load(&self) -> Arc<TrustState> {
-        self.state.load_full()
-    }
-
-    /// Takes a new state. Connections that are already up are not touched: whoever keeps them asks
-    /// [`denied_in_chain`] for each after a swap, and closes those that it names.
-    ///
-    /// # Errors
-    /// [`TrustError::TrustDomainChanged`]; the store then keeps what it has. Revisions may go back, since a restored
-    /// clusterset begins a new incarnation: ordering them is the caller's part.
-    pub fn replace(&self, state: TrustState) -> Result<(), TrustError> {
-        let ours = self.state.load().trust_domain.clone();
-        if state.trust_domain != ours {
-            return Err(TrustError::TrustDomainChanged {
-                found: state.trust_domain,
-                ours,
-            });
-        }
-        self.state.store(Arc::new(state));
-        Ok(())
-    }
-}
-
 /// Whether `leaf`, with the `extra` certificates sent after it, proves the SPIFFE id that it names.
 ///
 /// Trusted roots among `extra` are ignored, since brokers send theirs for joining clusters to pin.
@@ -308,10 +183,10 @@ pub fn verify_chain(
     usage: Usage,
 ) -> Result<SpiffeId, TrustError> {
     let id = cert::spiffe_id(leaf)?;
-    if id.trust_domain() != &trust.trust_domain {
+    if id.trust_domain() != trust.trust_domain() {
         return Err(TrustError::ForeignTrustDomain {
             peer: id,
-            ours: trust.trust_domain.clone(),
+            ours: trust.trust_domain().clone(),
         });
     }
     if extra.len() > CHAIN_EXTRA_MAX {
@@ -326,34 +201,17 @@ pub fn verify_chain(
         .filter(|cert| !trust.is_root(cert))
         .cloned()
         .collect();
-    match id.subject() {
-        Subject::Cluster(_) => Err(TrustError::NotALeaf { id }),
-        Subject::Broker(_) | Subject::Operator(_) => {
-            if !intermediates.is_empty() {
-                return Err(TrustError::ChainTooLong {
-                    leaf: id,
-                    found: intermediates.len(),
-                    allowed: 0,
-                });
-            }
-            verify_signatures(&id, leaf, &[], now, trust, usage)?;
-            Ok(id)
-        }
-        Subject::Role { .. } | Subject::Workload { .. } => {
-            let intermediate = match &intermediates[..] {
-                [] => return Err(TrustError::MissingIntermediate { leaf: id }),
-                [one] => one,
-                more => {
-                    return Err(TrustError::ChainTooLong {
-                        leaf: id,
-                        found: more.len(),
-                        allowed: 1,
-                    });
-                }
-            };
-            verify_signatures(&id, leaf, &intermediates, now, trust, usage)?;
-            verify_cluster(id, intermediate, trust)
-        }
+    let signer = signing_intermediate(&id, &intermediates)?;
+    let on_path = verify_signatures(&id, leaf, &intermediates, now, trust, usage)?;
+    match (signer, on_path) {
+        (None, None) => Ok(id),
+        (Some(intermediate), Some(named)) => verify_cluster(id, intermediate, named, trust),
+        // A root signed a cluster's leaf directly, so that webpki did not need the intermediate that was sent.
+        (Some(_), None) => Err(TrustError::MissingIntermediate { leaf: id }),
+        (None, Some(intermediate)) => Err(TrustError::ForeignIntermediate {
+            leaf: id,
+            intermediate,
+        }),
     }
 }
 
@@ -367,16 +225,35 @@ pub fn denied_in_chain(certs: &[CertificateDer<'_>], trust: &TrustState) -> Resu
         return Err(CertError::Missing.into());
     };
     let id = cert::spiffe_id(leaf)?;
-    if id.cluster().is_none() {
-        return Ok(());
-    }
-    for intermediate in extra.iter().filter(|cert| !trust.is_root(cert)) {
-        check_denied(&id, intermediate, trust)?;
-    }
-    Ok(())
+    extra
+        .iter()
+        .filter(|cert| !trust.is_root(cert))
+        .try_for_each(|cert| check_denied(&id, cert, trust))
 }
 
-/// That a trusted root, over exactly the given intermediates, signed the leaf for this use and this time.
+/// The intermediate that must have signed the leaf of `id`: exactly one for a cluster's leaf, none for brokers and
+/// operators, whatever else they send.
+fn signing_intermediate<'a, 'c>(
+    id: &SpiffeId,
+    intermediates: &'a [CertificateDer<'c>],
+) -> Result<Option<&'a CertificateDer<'c>>, TrustError> {
+    match id.subject() {
+        Subject::Cluster(_) => Err(TrustError::NotALeaf { id: id.clone() }),
+        Subject::Broker(_) | Subject::Operator(_) => Ok(None),
+        Subject::Role { .. } | Subject::Workload { .. } => match intermediates {
+            [] => Err(TrustError::MissingIntermediate { leaf: id.clone() }),
+            [one] => Ok(Some(one)),
+            more => Err(TrustError::ChainTooLong {
+                leaf: id.clone(),
+                found: more.len(),
+                allowed: 1,
+            }),
+        },
+    }
+}
+
+/// That a trusted root signed the leaf, over one of the intermediates or directly, for this use and this time.
+/// Returns whom the intermediate on the path names, if there is one.
 fn verify_signatures(
     id: &SpiffeId,
     leaf: &CertificateDer<'_>,
@@ -384,8 +261,8 @@ fn verify_signatures(
     now: SystemTime,
     trust: &TrustState,
     usage: Usage,
-) -> Result<(), TrustError> {
-    let refuse = |error| refusal(id, error, trust.revision);
+) -> Result<Option<SpiffeId>, TrustError> {
+    let refuse = |error| refusal(id, &error, trust.revision());
     let usage = match usage {
         Usage::Client => KeyUsage::client_auth(),
         Usage::Server => KeyUsage::server_auth(),
@@ -395,7 +272,7 @@ fn verify_signatures(
     let path = end_entity
         .verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
-            &trust.anchors,
+            trust.anchors(),
             intermediates,
             UnixTime::since_unix_epoch(since_epoch),
             usage,
@@ -403,11 +280,18 @@ fn verify_signatures(
             None,
         )
         .map_err(refuse)?;
-    // A root that signs a cluster's leaf directly would let webpki skip the intermediate that was sent.
-    if path.intermediate_certificates().count() == intermediates.len() {
-        Ok(())
-    } else {
-        Err(TrustError::MissingIntermediate { leaf: id.clone() })
+    let mut on_path = path.intermediate_certificates();
+    let named = on_path
+        .next()
+        .map(|intermediate| cert::spiffe_id(&intermediate.der()))
+        .transpose()?;
+    match on_path.count() {
+        0 => Ok(named),
+        more => Err(TrustError::ChainTooLong {
+            leaf: id.clone(),
+            found: 1 + more,
+            allowed: 1,
+        }),
     }
 }
 
@@ -415,15 +299,14 @@ fn verify_signatures(
 fn verify_cluster(
     leaf: SpiffeId,
     intermediate: &CertificateDer<'_>,
+    named: SpiffeId,
     trust: &TrustState,
 ) -> Result<SpiffeId, TrustError> {
-    let signer = cert::spiffe_id(intermediate)?;
-    let same_cluster =
-        matches!(signer.subject(), Subject::Cluster(cluster) if leaf.is_under_cluster(cluster));
-    if !same_cluster || signer.trust_domain() != leaf.trust_domain() {
+    let same_cluster = matches!(named.subject(), Subject::Cluster(cluster) if leaf.is_under_cluster(cluster));
+    if !same_cluster || named.trust_domain() != leaf.trust_domain() {
         return Err(TrustError::ForeignIntermediate {
             leaf,
-            intermediate: signer,
+            intermediate: named,
         });
     }
     check_denied(&leaf, intermediate, trust)?;
@@ -442,7 +325,7 @@ fn check_denied(
         cluster: cluster.clone(),
         key: cert::fingerprint(intermediate)?,
     };
-    if trust.denied.contains(&entry) {
+    if trust.denied().contains(&entry) {
         return Err(TrustError::Denied {
             leaf: leaf.clone(),
             cluster: entry.cluster,
@@ -451,19 +334,18 @@ fn check_denied(
     Ok(())
 }
 
-fn refusal(leaf: &SpiffeId, error: webpki::Error, revision: u64) -> TrustError {
+fn refusal(leaf: &SpiffeId, error: &webpki::Error, revision: u64) -> TrustError {
     let leaf = leaf.clone();
-    let secs = |time: &UnixTime| time.as_secs();
-    match &error {
+    match error {
         webpki::Error::CertExpired { time, not_after } => TrustError::Expired {
             leaf,
-            ago_secs: secs(time).saturating_sub(secs(not_after)),
+            ago_secs: time.as_secs().saturating_sub(not_after.as_secs()),
         },
         webpki::Error::CertNotValidYet { time, not_before } => TrustError::NotYetValid {
             leaf,
-            in_secs: secs(not_before).saturating_sub(secs(time)),
+            in_secs: not_before.as_secs().saturating_sub(time.as_secs()),
         },
-        // Two roots may share a name's shape, and an impostor's root the whole name: then the signature tells.
+        // An impostor's root may bear the name of a trusted one: then only the signature tells.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             TrustError::UnknownRoot { leaf, revision }
         }
