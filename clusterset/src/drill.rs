@@ -1,8 +1,14 @@
 //! Drills: rehearsed failures (DESIGN §7).
 
+mod refusal;
+mod result;
+
 use std::time::Duration;
 
 use crate::name::{ClusterId, ServiceKey};
+
+pub use refusal::{RATE_MAX, Refusal, Standing, refuse};
+pub use result::{BUCKET, Bucket, DnsSample, DrillResult, DrillVerdict, Outcome, Sample, judge};
 
 /// Longest drill.
 pub const DRILL_MAX: Duration = Duration::from_secs(15 * 60);

@@ -8,8 +8,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 pub mod affinity;
+pub mod conditions;
 pub mod drill;
 pub mod endpoint;
+pub mod explain;
 pub mod export;
 pub mod health;
 pub mod link;

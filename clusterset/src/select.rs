@@ -26,7 +26,7 @@ use crate::name::ClusterId;
 use crate::reachability::{Link, Verdict};
 use crate::snapshot::{Import, ImportedCluster, Snapshot};
 
-pub(crate) use order::{rank_within, verdict_over};
+pub(crate) use order::{nearest_first, rank_within, verdict_over};
 pub(crate) use spill::by_rank;
 
 /// Shares of a plan add up to this.

@@ -1,5 +1,8 @@
 //! The immutable, versioned view of the clusterset that one cluster acts on.
 
+mod delta;
+mod interest;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,6 +13,9 @@ use crate::locality::Locality;
 use crate::name::{ClusterId, Label, ServiceKey};
 use crate::policy::LossPolicy;
 use crate::reachability::Lease;
+
+pub use delta::{Change, Delta, Trust, WrongBase, apply, diff};
+pub use interest::Interest;
 
 /// (incarnation, revision, local sequence): never goes back (DESIGN §7, Restore).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -17,30 +17,14 @@ pub(super) struct Placed<'a> {
 }
 
 /// The exporters: the own cluster first, then by nearness, each with its verdict.
-///
-/// RTT counts in whole milliseconds, so that noise between two equally distant clusters does not reorder them. A cluster
-/// without a measured RTT comes after those with one.
 pub(super) fn clusters<'a>(
     snapshot: &'a Snapshot,
     import: &'a Import,
     from: &Locality,
     signals: &Signals,
 ) -> Vec<Placed<'a>> {
-    let home = home_region(snapshot, from);
-    let far = |id: &ClusterId| {
-        let rtt = signals.link(id).rtt.map(|rtt| rtt.as_millis());
-        let same_region = !home.is_empty()
-            && snapshot
-                .clusters
-                .get(id)
-                .is_some_and(|view| view.locality.region == home);
-        (id != &snapshot.cluster, rtt.is_none(), rtt, !same_region)
-    };
-    let mut exporters: Vec<(&ClusterId, &ImportedCluster)> = import.clusters.iter().collect();
-    // The sort is stable and the map ordered: equals stay in the order of their ids.
-    exporters.sort_by_key(|(id, _)| far(id));
     let (mut used, mut last) = (0u16, 0u16);
-    exporters
+    nearest_first(snapshot, import, from, signals)
         .into_iter()
         .map(|(id, imported)| {
             let verdict = verdict_over(snapshot, id, imported, signals);
@@ -61,6 +45,32 @@ pub(super) fn clusters<'a>(
             }
         })
         .collect()
+}
+
+/// The exporters, the own cluster first, then by nearness.
+///
+/// RTT counts in whole milliseconds, so that noise between two equally distant clusters does not reorder them. A cluster
+/// without a measured RTT comes after those with one.
+pub(crate) fn nearest_first<'a>(
+    snapshot: &Snapshot,
+    import: &'a Import,
+    from: &Locality,
+    signals: &Signals,
+) -> Vec<(&'a ClusterId, &'a ImportedCluster)> {
+    let home = home_region(snapshot, from);
+    let far = |id: &ClusterId| {
+        let rtt = signals.link(id).rtt.map(|rtt| rtt.as_millis());
+        let same_region = !home.is_empty()
+            && snapshot
+                .clusters
+                .get(id)
+                .is_some_and(|view| view.locality.region == home);
+        (id != &snapshot.cluster, rtt.is_none(), rtt, !same_region)
+    };
+    let mut exporters: Vec<(&ClusterId, &ImportedCluster)> = import.clusters.iter().collect();
+    // The sort is stable and the map ordered: equals stay in the order of their ids.
+    exporters.sort_by_key(|(id, _)| far(id));
+    exporters
 }
 
 /// The verdict over one exporter of an import. The own cluster is always used; a cluster that the snapshot does not know is
