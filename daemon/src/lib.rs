@@ -7,6 +7,10 @@
 //! - `shell`: what touches the host: [`admin`], [`config`], [`signals`], [`supervise`], [`telemetry`], [`uds`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "a test says what time it is")
+)]
 
 pub mod backoff;
 pub mod log_limit;
@@ -15,5 +19,9 @@ pub mod resume;
 pub mod seam;
 pub mod shell;
 pub mod shutdown;
+
+pub use ready::Readiness;
+pub use seam::Seams;
+pub use shutdown::Shutdown;
 
 pub use shell::{admin, config, signals, supervise, telemetry, uds};

@@ -19,6 +19,7 @@ pub trait Clock: Send + Sync + Debug {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostClock;
 
+#[expect(clippy::disallowed_methods, reason = "this is where the time comes from")]
 impl Clock for HostClock {
     fn now(&self) -> Instant {
         Instant::now()
@@ -58,6 +59,7 @@ impl ManualClock {
 
 impl Default for ManualClock {
     /// An arbitrary monotonic instant and the Unix epoch.
+    #[expect(clippy::disallowed_methods, reason = "the only way to have an instant at all")]
     fn default() -> ManualClock {
         ManualClock::new(Instant::now(), SystemTime::UNIX_EPOCH)
     }

@@ -18,6 +18,7 @@ pub trait Entropy: Send + Sync + Debug {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostEntropy;
 
+#[expect(clippy::disallowed_methods, reason = "this is where entropy comes from")]
 impl Entropy for HostEntropy {
     fn rng(&self) -> StdRng {
         StdRng::from_os_rng()

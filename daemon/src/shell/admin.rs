@@ -31,7 +31,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::log_limit::LogLimit;
 use crate::ready::{BlockerState, Readiness};
+use crate::seam::clock::Clock;
 use crate::seam::net::{ACCEPT_PAUSE, Listener, Stream};
 use crate::shutdown::Shutdown;
 use crate::supervise::TaskResult;
@@ -126,12 +128,17 @@ impl Admin {
 
 /// Serves `router` on `listener` until it is dropped: run it as a supervisor's companion, so that it answers through the
 /// drain.
-pub async fn serve(listener: Listener, router: Router) -> TaskResult {
+pub async fn serve(listener: Listener, router: Router, clock: Arc<dyn Clock>) -> TaskResult {
+    let failures = LogLimit::default();
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let permit = permits.clone().acquire_owned().await?;
-        while connections.try_join_next().is_some() {}
+        while let Some(ended) = connections.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "admin request panicked; this is a bug, please report it with the log");
+            }
+        }
         match listener.accept().await {
             Ok((stream, _)) => {
                 let connection = connection(stream, router.clone());
@@ -141,7 +148,9 @@ pub async fn serve(listener: Listener, router: Router) -> TaskResult {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "admin server cannot accept; check the limit of open files");
+                failures.write(clock.now(), |suppressed| {
+                    tracing::warn!(%error, suppressed, "admin server cannot accept; check the limit of open files");
+                });
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

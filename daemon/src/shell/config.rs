@@ -3,8 +3,9 @@
 //! A configuration type derives `Deserialize` with `#[serde(deny_unknown_fields)]` on every struct; that is what makes
 //! serde name the unknown key and those it knows.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::{fmt, fs};
 
 use serde::de::DeserializeOwned;
 
@@ -34,12 +35,10 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not a configuration.
-    #[error("{} has {bytes} bytes, more than the {MAX_BYTES} of any configuration; is this the right file?", .path.display())]
+    #[error("{} has more than the {MAX_BYTES} bytes of any configuration; is this the right file?", .path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
-        bytes: u64,
     },
     /// Rename the key, or remove it.
     #[error("{place}: unknown {what} `{found}`{}", suggestion(.nearest.as_deref(), .known))]
@@ -53,7 +52,7 @@ pub enum ConfigError {
         /// What was probably meant.
         nearest: Option<String>,
         /// All that is understood here.
-        known: Vec<String>,
+        known: Box<[String]>,
     },
     /// Fix the line.
     #[error("{place}: {message}")]
@@ -71,14 +70,17 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > MAX_BYTES {
+    let file = fs::File::open(path).map_err(unreadable)?;
+    let mut text = String::new();
+    // One byte more than fits, so that what does not fit is seen.
+    file.take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    if text.len() as u64 > MAX_BYTES {
         return Err(ConfigError::TooLarge {
             path: path.to_owned(),
-            bytes,
         });
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
     parse(&text, &path.display().to_string())
 }
 
@@ -133,7 +135,7 @@ impl fmt::Display for Place {
 struct Unknown {
     what: &'static str,
     found: String,
-    known: Vec<String>,
+    known: Box<[String]>,
 }
 
 impl Unknown {

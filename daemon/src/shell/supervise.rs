@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::backoff::Backoff;
 use crate::seam::Seams;
 use crate::seam::clock::Clock;
+use crate::seam::entropy::Entropy;
 use crate::shutdown::{Drained, Shutdown};
 
 /// What a task may fail with.
@@ -37,7 +38,7 @@ pub type Name = Cow<'static, str>;
 pub struct Supervisor {
     shutdown: Shutdown,
     clock: Arc<dyn Clock>,
-    entropy: Arc<dyn crate::seam::entropy::Entropy>,
+    entropy: Arc<dyn Entropy>,
     tasks: JoinSet<(Name, Ending)>,
     companions: JoinSet<(Name, Ending)>,
 }
@@ -103,7 +104,11 @@ impl Supervisor {
         task: impl Future<Output = TaskResult> + Send + 'static,
     ) {
         let name = name.into();
-        self.tasks.spawn(async move { (name, ending(task).await) });
+        let guard = self.shutdown.guard(name.clone());
+        self.tasks.spawn(async move {
+            let _guard = guard;
+            (name, ending(task).await)
+        });
     }
 
     /// Starts a task that is started again whenever it ends, until the drain begins. `backoff` spaces the starts; a run
@@ -116,14 +121,19 @@ impl Supervisor {
     ) where
         F: Future<Output = TaskResult> + Send + 'static,
     {
+        let name = name.into();
+        let guard = self.shutdown.guard(name.clone());
         let restarts = Restarts {
-            name: name.into(),
+            name,
             backoff,
             rng: self.entropy.rng(),
             clock: self.clock.clone(),
             shutdown: self.shutdown.clone(),
         };
-        self.tasks.spawn(restarts.run(start));
+        self.tasks.spawn(async move {
+            let _guard = guard;
+            restarts.run(start).await
+        });
     }
 
     /// Starts an essential task that serves until the process ends, through the drain: the admin server, signals. It is
@@ -140,15 +150,15 @@ impl Supervisor {
     /// Runs until the drain is over: begun by `shutdown`, or here because an essential task died. Then every task and
     /// every drain guard has until the deadline; what is left is ended and returned by name.
     ///
-    /// After a death the drain is the same, and the error says who died.
+    /// After a death the drain is the same, and the error says who died. A task that blocks its thread cannot be ended:
+    /// leave `main` through [`std::process::exit`], or drop the runtime with `shutdown_background`.
     pub async fn run_until_shutdown(mut self) -> Result<Drained, SuperviseError> {
         let cause = self.until_drain().await;
         if let Some(error) = &cause {
             tracing::error!(%error, "draining because a task died");
             self.shutdown.begin(self.clock.now());
         }
-        self.finish_tasks().await;
-        let drained = self.shutdown.drained().await;
+        let drained = self.finish().await;
         if drained.is_clean() {
             tracing::info!("drained");
         } else {
@@ -178,20 +188,21 @@ impl Supervisor {
         }
     }
 
-    async fn finish_tasks(&mut self) {
-        loop {
+    /// Every task holds a drain guard, so the drain is over when they are.
+    async fn finish(&mut self) -> Drained {
+        let shutdown = self.shutdown.clone();
+        let drained = shutdown.drained();
+        tokio::pin!(drained);
+        let drained = loop {
             tokio::select! {
-                ended = self.tasks.join_next() => match ended {
-                    Some(ended) => log_end(named(ended)),
-                    None => return,
-                },
-                () = self.shutdown.deadline_passed() => {
-                    tracing::warn!(tasks = self.tasks.len(), "tasks did not end by the drain's deadline");
-                    self.tasks.shutdown().await;
-                    return;
-                }
+                Some(ended) = self.tasks.join_next() => log_end(named(ended)),
+                drained = &mut drained => break drained,
             }
+        };
+        while let Some(ended) = self.tasks.try_join_next() {
+            log_end(named(ended));
         }
+        drained
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::panic;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::info::Info;
@@ -76,7 +77,7 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Sends logs to stderr and writes the first one. Call once, early in `main`.
+/// Sends logs to stderr, panics among them, and writes the first one. Call once, early in `main`.
 pub fn init(logs: &Logs, identity: &Identity) -> Result<(), TelemetryError> {
     let filter = filter(logs, env::var(FILTER_VARIABLE).ok())?;
     let builder = tracing_subscriber::fmt()
@@ -87,6 +88,10 @@ pub fn init(logs: &Logs, identity: &Identity) -> Result<(), TelemetryError> {
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
     installed.map_err(|_| TelemetryError::Twice)?;
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, message = panic.payload_as_str(), "panic");
+    }));
     let Identity {
         role,
         cluster,

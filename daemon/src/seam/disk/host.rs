@@ -60,7 +60,7 @@ impl Steps for HostDisk {
             .write_all(bytes)
     }
 
-    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    fn extend(&self, path: &Path, bytes: &[u8]) -> io::Result<bool> {
         let created = !path.try_exists()?;
         OpenOptions::new()
             .append(true)

@@ -164,7 +164,7 @@ impl Steps for MemoryDisk {
         Ok(())
     }
 
-    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    fn extend(&self, path: &Path, bytes: &[u8]) -> io::Result<bool> {
         let mut state = self.state.lock();
         state.step(path)?;
         let (inode, created) = state.inode_or_new(path)?;
@@ -330,7 +330,7 @@ mod tests {
     async fn the_model_loses_what_a_wrong_order_would_lose() {
         // Rename without syncing the file first: the name is durable, the bytes are not.
         let disk = holding(OLD).await;
-        Steps::write(&disk, Path::new("/state/.x"), NEW).unwrap();
+        disk.write(Path::new("/state/.x"), NEW).unwrap();
         disk.rename(Path::new("/state/.x"), Path::new(PATH)).unwrap();
         disk.sync_dir(Path::new("/state")).unwrap();
         disk.crash();

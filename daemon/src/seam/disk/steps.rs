@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub(super) trait Steps {
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// True when the file was made by this step.
-    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<bool>;
+    fn extend(&self, path: &Path, bytes: &[u8]) -> io::Result<bool>;
     fn sync_file(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn unlink(&self, path: &Path) -> io::Result<()>;
@@ -26,7 +26,7 @@ pub(super) fn write_atomic(steps: &impl Steps, path: &Path, bytes: &[u8]) -> io:
 }
 
 pub(super) fn append(steps: &impl Steps, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let created = steps.append(path, bytes)?;
+    let created = steps.extend(path, bytes)?;
     steps.sync_file(path)?;
     if created {
         steps.sync_dir(parent(path))
