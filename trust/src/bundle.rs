@@ -128,3 +128,52 @@ fn section(label: &str, der: &[u8]) -> String {
     pem.push_str(&format!("\n-----END {label}-----\n"));
     pem
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{Cluster, new_root};
+
+    #[test]
+    fn chains_and_keys_come_back_from_pem() {
+        let leaf = Cluster::new(&new_root(), "west").leaf("/cluster/west/role/dns");
+        let text = certs_to_pem(&leaf.chain);
+        assert_eq!(certs_from_pem(text.as_bytes()).unwrap(), leaf.chain);
+        assert!(text.lines().all(|line| line.len() <= LINE_LEN), "{text}");
+        let text = key_to_pem(&leaf.key);
+        assert_eq!(keys_from_pem(text.as_bytes()).unwrap(), [leaf.key.clone_key()]);
+        // Another implementation reads it too.
+        let read = rcgen::KeyPair::from_pem(&text).unwrap();
+        assert_eq!(read.serialized_der(), leaf.key.secret_der());
+    }
+
+    #[test]
+    fn each_unusable_text_is_refused_without_its_bytes() {
+        let table = [
+            ("", "holds no private key"),
+            (
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                "holds no private key",
+            ),
+            ("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n", "END line is missing"),
+            (
+                "-----BEGIN PRIVATE KEY-----\nc2Vj!cmV0\n-----END PRIVATE KEY-----\n",
+                "base64 is malformed",
+            ),
+        ];
+        for (text, expected) in table {
+            let error = keys_from_pem(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+            assert!(!error.contains("c2Vj"), "{error:?} repeats the key");
+        }
+        let five = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".repeat(PEM_KEYS_MAX + 1);
+        let error = keys_from_pem(five.as_bytes()).unwrap_err();
+        assert_eq!(
+            error,
+            PemError::TooMany {
+                wanted: "private key",
+                max: PEM_KEYS_MAX
+            }
+        );
+    }
+}

@@ -503,3 +503,6 @@ fn crypto(error: &rcgen::Error) -> IssueError {
         reason: error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

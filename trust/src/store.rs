@@ -139,3 +139,54 @@ impl ResolvesClientCert for CertStore {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{Cluster, new_root, now};
+    use crate::issue::LEAF_TTL;
+
+    #[test]
+    fn an_identity_needs_a_chain_and_its_own_key() {
+        let west = Cluster::new(&new_root(), "west");
+        let (leaf, other) = (
+            west.leaf("/cluster/west/role/dns"),
+            west.leaf("/cluster/west/role/dns"),
+        );
+        let identity = leaf.identity();
+        assert!(identity.id().to_string().ends_with("/cluster/west/role/dns"));
+        assert_eq!(identity.validity().not_after, now() + LEAF_TTL);
+        let error = Identity::new(Vec::new(), &leaf.key).unwrap_err();
+        assert_eq!(error, IdentityError::Cert(CertError::Missing));
+        let error = Identity::new(leaf.chain.clone(), &other.key).unwrap_err();
+        assert_eq!(
+            error,
+            IdentityError::Mismatch {
+                id: identity.id().clone()
+            }
+        );
+        let garbage = PrivateKeyDer::Pkcs8(vec![1, 2, 3].into());
+        let error = Identity::new(leaf.chain, &garbage).unwrap_err();
+        assert!(matches!(error, IdentityError::Key { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_replaced_identity_is_the_next_one_presented() {
+        let west = Cluster::new(&new_root(), "west");
+        let (first, second) = (
+            west.leaf("/cluster/west/role/dns"),
+            west.leaf("/cluster/west/role/dns"),
+        );
+        let store = CertStore::new(first.identity());
+        assert_eq!(
+            ResolvesClientCert::resolve(&*store, &[], &[]).unwrap().cert,
+            first.chain
+        );
+        store.replace(second.identity());
+        assert_eq!(
+            ResolvesClientCert::resolve(&*store, &[], &[]).unwrap().cert,
+            second.chain
+        );
+        assert_eq!(store.load().chain(), second.chain);
+    }
+}

@@ -296,3 +296,6 @@ fn refuse(error: TrustError) -> Error {
 fn only_tls13() -> Error {
     Error::General("TLS 1.2 was negotiated, but only TLS 1.3 is offered here".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

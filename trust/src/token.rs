@@ -378,3 +378,6 @@ impl fmt::Debug for TokenId {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -360,3 +360,6 @@ fn refusal(leaf: &SpiffeId, error: &webpki::Error, revision: u64) -> TrustError 
 pub(crate) fn system_time(now: UnixTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs())
 }
+
+#[cfg(test)]
+mod tests;

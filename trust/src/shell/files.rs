@@ -268,3 +268,6 @@ fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileE
     let dir = path.parent().unwrap_or(Path::new("."));
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
+
+#[cfg(test)]
+mod tests;
