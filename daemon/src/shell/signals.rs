@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::seam::clock::Clock;
 use crate::shutdown::Shutdown;
+use crate::supervise::TaskResult;
 
 /// Exit code after a second signal: what a shell reports for a process that SIGINT ended (128 + 2).
 pub const IMPATIENT_EXIT_CODE: i32 = 130;
@@ -27,8 +28,8 @@ impl Signals {
         })
     }
 
-    /// Begins the drain at the first signal and ends the process at the second. Never returns.
-    pub async fn run(mut self, shutdown: Shutdown, clock: Arc<dyn Clock>) {
+    /// Begins the drain at the first signal and ends the process at the second. Never returns; run it as a companion.
+    pub async fn run(mut self, shutdown: Shutdown, clock: Arc<dyn Clock>) -> TaskResult {
         let name = self.next().await;
         tracing::info!(signal = name, "draining; a second signal exits at once");
         shutdown.begin(clock.now());

@@ -148,7 +148,7 @@ impl Supervisor {
     }
 
     /// Runs until the drain is over: begun by `shutdown`, or here because an essential task died. Then every task and
-    /// every drain guard has until the deadline; what is left is ended and returned by name.
+    /// every drain guard has until the deadline to end and a moment more to reset; what is left is ended and returned by name.
     ///
     /// After a death the drain is the same, and the error says who died. A task that blocks its thread cannot be ended:
     /// leave `main` through [`std::process::exit`], or drop the runtime with `shutdown_background`.
@@ -162,7 +162,7 @@ impl Supervisor {
         if drained.is_clean() {
             tracing::info!("drained");
         } else {
-            tracing::warn!(remaining = %drained, "the drain's deadline passed; what remains is cut off");
+            tracing::warn!(remaining = %drained, "the drain is over; what remains is cut off");
         }
         match cause {
             Some(error) => Err(error),

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::seam::entropy::SeededEntropy;
+use crate::shutdown::RESET_TIME;
 
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -88,7 +89,7 @@ async fn a_companion_serves_through_the_drain_and_is_not_waited_for() {
         "1 × asks",
         "of the two that never end, one was waited for"
     );
-    assert_eq!(start.elapsed(), GRACE, "and was given its time");
+    assert_eq!(start.elapsed(), GRACE + RESET_TIME, "and was given its time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,6 +147,6 @@ async fn a_drain_waits_for_tasks_and_guards_up_to_the_deadline() {
         supervisor.run_until_shutdown().await.unwrap().to_string(),
         "1 × flow"
     );
-    assert_eq!(start.elapsed(), GRACE);
+    assert_eq!(start.elapsed(), GRACE + RESET_TIME);
     drop(flow);
 }
