@@ -10,6 +10,7 @@
 //! Parsing is strict: one text per id, so that comparing ids is comparing texts.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tombolo_clusterset::{ClusterId, NameError, Namespace};
 
@@ -170,9 +171,12 @@ pub enum Subject {
     Operator(OperatorName),
 }
 
-/// A SPIFFE id of a clusterset.
+/// A SPIFFE id of a clusterset; a clone is one pointer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<Named>);
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Named {
     trust_domain: TrustDomain,
     subject: Subject,
 }
@@ -180,28 +184,28 @@ pub struct SpiffeId {
 impl SpiffeId {
     /// The id of `subject` in `trust_domain`.
     #[must_use]
-    pub const fn new(trust_domain: TrustDomain, subject: Subject) -> Self {
-        Self {
+    pub fn new(trust_domain: TrustDomain, subject: Subject) -> Self {
+        Self(Arc::new(Named {
             trust_domain,
             subject,
-        }
+        }))
     }
 
     /// The id that a cluster's intermediate carries.
     #[must_use]
-    pub const fn cluster_intermediate(trust_domain: TrustDomain, cluster: ClusterId) -> Self {
+    pub fn cluster_intermediate(trust_domain: TrustDomain, cluster: ClusterId) -> Self {
         Self::new(trust_domain, Subject::Cluster(cluster))
     }
 
     /// The id of one of a cluster's own processes.
     #[must_use]
-    pub const fn role(trust_domain: TrustDomain, cluster: ClusterId, role: Role) -> Self {
+    pub fn role(trust_domain: TrustDomain, cluster: ClusterId, role: Role) -> Self {
         Self::new(trust_domain, Subject::Role { cluster, role })
     }
 
     /// The id of a workload.
     #[must_use]
-    pub const fn workload(
+    pub fn workload(
         trust_domain: TrustDomain,
         cluster: ClusterId,
         namespace: Namespace,
@@ -219,13 +223,13 @@ impl SpiffeId {
 
     /// The id of a broker.
     #[must_use]
-    pub const fn broker(trust_domain: TrustDomain, id: u64) -> Self {
+    pub fn broker(trust_domain: TrustDomain, id: u64) -> Self {
         Self::new(trust_domain, Subject::Broker(id))
     }
 
     /// The id of an operator.
     #[must_use]
-    pub const fn operator(trust_domain: TrustDomain, name: OperatorName) -> Self {
+    pub fn operator(trust_domain: TrustDomain, name: OperatorName) -> Self {
         Self::new(trust_domain, Subject::Operator(name))
     }
 
@@ -269,28 +273,25 @@ impl SpiffeId {
             ["operator", name] => Subject::Operator(OperatorName::parse(name)?),
             _ => return Err(SpiffeError::Shape { text: excerpt(text) }),
         };
-        Ok(Self {
-            trust_domain,
-            subject,
-        })
+        Ok(Self::new(trust_domain, subject))
     }
 
     /// The trust domain.
     #[must_use]
-    pub const fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.0.trust_domain
     }
 
     /// Who the id names.
     #[must_use]
-    pub const fn subject(&self) -> &Subject {
-        &self.subject
+    pub fn subject(&self) -> &Subject {
+        &self.0.subject
     }
 
     /// The cluster that the id lies under; none for brokers and operators.
     #[must_use]
-    pub const fn cluster(&self) -> Option<&ClusterId> {
-        match &self.subject {
+    pub fn cluster(&self) -> Option<&ClusterId> {
+        match &self.0.subject {
             Subject::Cluster(cluster) | Subject::Role { cluster, .. } | Subject::Workload { cluster, .. } => {
                 Some(cluster)
             }
@@ -307,7 +308,7 @@ impl SpiffeId {
     /// Whether the id is this role of this cluster.
     #[must_use]
     pub fn is_role(&self, wanted_cluster: &ClusterId, wanted: Role) -> bool {
-        matches!(&self.subject, Subject::Role { cluster, role } if cluster == wanted_cluster && *role == wanted)
+        matches!(&self.0.subject, Subject::Role { cluster, role } if cluster == wanted_cluster && *role == wanted)
     }
 }
 
@@ -342,7 +343,7 @@ impl fmt::Display for Subject {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}{}", self.trust_domain, self.subject)
+        write!(f, "{SCHEME}{}{}", self.0.trust_domain, self.0.subject)
     }
 }
 

@@ -173,3 +173,14 @@ fn debug_shows_no_key() {
         format!("Root {{ trust_domain: {td}, .. }} Intermediate {{ cluster: west, .. }}")
     );
 }
+
+#[test]
+fn a_root_comes_back_from_its_wrapped_key() {
+    use crate::wrap::{Kek, unwrap, wrap};
+    let root = new_root();
+    let kek = Kek::new(&[5; 32]).unwrap();
+    let stored = wrap(root.key_der().secret_der(), &kek, [1; 12]).unwrap();
+    let key = PrivateKeyDer::try_from(unwrap(&stored, &kek).unwrap()).unwrap();
+    let back = Root::load(root.trust_domain().clone(), root.cert().clone(), &key).unwrap();
+    assert_eq!(back.pin(), root.pin());
+}

@@ -369,6 +369,21 @@ async fn during_a_rotation_old_and_new_peers_meet() {
     );
 }
 
+#[tokio::test]
+async fn a_client_does_not_resume_even_where_the_server_offers_it() {
+    let demo = Demo::new();
+    let client = demo.client(&demo.west, Permit::AnyGateway);
+    let mut server = demo.server(&demo.east, Permit::AnyGateway);
+    let lavish = Arc::make_mut(&mut server);
+    lavish.send_tls13_tickets = 2;
+    lavish.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    // `handshake` asserts that each one is full.
+    for _ in 0..2 {
+        let found = handshake_now(Arc::clone(&client), Arc::clone(&server)).await;
+        assert_eq!(found, (demo.peer(EAST), demo.peer(WEST)));
+    }
+}
+
 #[test]
 fn nothing_is_resumed_and_nothing_sent_early() {
     let demo = Demo::new();
