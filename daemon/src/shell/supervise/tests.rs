@@ -150,3 +150,47 @@ async fn a_drain_waits_for_tasks_and_guards_up_to_the_deadline() {
     assert_eq!(start.elapsed(), GRACE + RESET_TIME);
     drop(flow);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_long_run_counts_as_a_success() {
+    const QUICK_RUNS: usize = 10;
+    const LONG_RUNS: usize = 5;
+    let (base, max) = (Duration::from_secs(1), Duration::from_secs(60));
+    let mut supervisor = supervisor();
+    let shutdown = supervisor.shutdown().clone();
+    let mut run = 0;
+    let mut ended_at = Instant::now();
+    let delays = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let seen = delays.clone();
+    supervisor.restart("watch", Backoff::full(base, max), move || {
+        delays.lock().push(ended_at.elapsed());
+        run += 1;
+        let lasts = if run <= QUICK_RUNS {
+            Duration::ZERO
+        } else {
+            max * 2
+        };
+        ended_at = Instant::now() + lasts;
+        if run > QUICK_RUNS + LONG_RUNS {
+            shutdown.begin(Instant::now());
+        }
+        async move {
+            tokio::time::sleep(lasts).await;
+            Err("disconnected".into())
+        }
+    });
+    let _ = supervisor.run_until_shutdown().await.unwrap();
+    let seen = seen.lock();
+    assert!(
+        seen[..=QUICK_RUNS].iter().any(|delay| *delay > base),
+        "delays grew: {seen:?}"
+    );
+    let after_long_runs = &seen[QUICK_RUNS + 1..];
+    assert_eq!(after_long_runs.len(), LONG_RUNS);
+    // A timer of tokio is late by up to a millisecond.
+    let limit = base + Duration::from_millis(1);
+    assert!(
+        after_long_runs.iter().all(|delay| *delay <= limit),
+        "delays started over: {seen:?}"
+    );
+}
