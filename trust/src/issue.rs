@@ -180,11 +180,8 @@ impl Root {
         serial: Serial,
         now: SystemTime,
     ) -> Result<Self, IssueError> {
-        // The key's hash in the name keeps two roots apart during a rotation.
-        let name = format!(
-            "Tombolo root {trust_domain} {}",
-            &spki_fingerprint(&key).to_string()[7..15]
-        );
+        // The key's hash keeps the names of two roots apart during a rotation. Names have 64 bytes (RFC 5280 A.1).
+        let name = format!("Tombolo root {}", &spki_fingerprint(&key).to_string()[7..23]);
         let mut params = ca_params(&name, serial, BasicConstraints::Constrained(1));
         set_validity(&mut params, now, ROOT_TTL, None);
         let cert = params.self_signed(&key).map_err(|error| crypto(&error))?;
@@ -209,11 +206,7 @@ impl Root {
     ) -> Result<CertificateDer<'static>, IssueError> {
         let request = parse_csr(csr_der)?;
         let id = SpiffeId::cluster_intermediate(self.trust_domain.clone(), cluster.clone());
-        let mut params = ca_params(
-            &format!("Tombolo cluster {cluster}"),
-            serial,
-            BasicConstraints::Constrained(0),
-        );
+        let mut params = ca_params(cluster.as_str(), serial, BasicConstraints::Constrained(0));
         params.subject_alt_names = vec![uri(&id)?];
         set_validity(&mut params, now, ttl, Some(self.validity_at(now)?));
         sign(params, &request, &self.cert, &self.key)

@@ -255,6 +255,19 @@ async fn a_pin_recognises_a_broker_under_that_root_and_nothing_else() {
     let (client, _) = handshake_now(demo.pinned(other.root.pin()), demo.join_server()).await;
     assert_eq!(client, wrong_pin);
 
+    // In a rotation a broker sends the other root, too.
+    let next = demo.root.successor(serial(), now()).unwrap();
+    let mut leaf = root_leaf(&demo.root, "/broker/1");
+    leaf.chain.insert(1, next.cert().clone());
+    let server = server_config_optional_client(
+        demo.store(),
+        CertStore::new(leaf.identity()),
+        Permit::AnyMember,
+        ALPN,
+    );
+    let (client, _) = handshake_now(demo.pinned(demo.root.pin()), server).await;
+    assert_eq!(client, demo.peer("/broker/1"));
+
     // An impostor that sends the pinned root along with a leaf which that root did not sign.
     let impostor = Root::load(
         demo.root.trust_domain().clone(),
