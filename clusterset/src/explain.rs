@@ -6,7 +6,7 @@ use crate::locality::Locality;
 use crate::merge::{Merged, by_precedence, merge};
 use crate::name::{ClusterId, ServiceKey};
 use crate::policy::LossPolicy;
-use crate::reachability::{Lease, Link, Verdict};
+use crate::reachability::{Lease, Link, Verdict, WITHDRAW_GRACE};
 use crate::select::{Plan, Signals, plan, verdict_over};
 use crate::snapshot::{Import, Snapshot};
 
@@ -123,6 +123,36 @@ pub struct ClusterStory {
     pub verdict: Verdict,
     /// True when a drill hides it.
     pub hidden_by_drill: bool,
+}
+
+impl ClusterStory {
+    /// The verdict with the signals it follows from, for example `last resort: lease alive, link down, policy degrade`.
+    #[must_use]
+    pub fn why(&self) -> String {
+        if self.own {
+            return "use: this cluster itself".to_owned();
+        }
+        let Some(lease) = self.lease else {
+            return format!("{}: no member of the clusterset any more", self.verdict.as_str());
+        };
+        let rtt = self.link.rtt.map_or_else(String::new, |rtt| {
+            format!(" ({:.1} ms)", rtt.as_secs_f64() * 1000.0)
+        });
+        let lost = self.link.both_lost_for.map_or_else(String::new, |lost| {
+            format!(
+                ", both lost for {} s (grace {} s)",
+                lost.as_secs(),
+                WITHDRAW_GRACE.as_secs()
+            )
+        });
+        format!(
+            "{}: lease {}, link {}{rtt}, policy {}{lost}",
+            self.verdict.as_str(),
+            lease.as_str(),
+            self.link.state.as_str(),
+            self.loss_policy.as_str()
+        )
+    }
 }
 
 /// Explains a service from the view of `snapshot`'s cluster. `records` are all exports of the service, as far as known.

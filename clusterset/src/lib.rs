@@ -13,6 +13,8 @@ pub mod drill;
 pub mod endpoint;
 pub mod explain;
 pub mod export;
+#[cfg(test)]
+mod fixtures;
 pub mod health;
 pub mod link;
 pub mod local;

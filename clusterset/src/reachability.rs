@@ -18,6 +18,18 @@ pub enum Lease {
     Unknown,
 }
 
+impl Lease {
+    /// The word of `status` and `explain`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// State of a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinkState {
@@ -30,6 +42,19 @@ pub enum LinkState {
     /// No gateway has tried yet, or none reports.
     #[default]
     Unknown,
+}
+
+impl LinkState {
+    /// The word of `status` and `explain`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// The path from this cluster to another: the best over all their gateways.
@@ -52,6 +77,18 @@ pub enum Verdict {
     LastResort,
     /// Do not use them, and do not answer with them.
     Withdraw,
+}
+
+impl Verdict {
+    /// The word of `status` and `explain`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Use => "use",
+            Self::LastResort => "last resort",
+            Self::Withdraw => "withdrawn",
+        }
+    }
 }
 
 /// How long both signals must be lost before [`LossPolicy::Degrade`] withdraws: long enough that a broker failover together

@@ -14,8 +14,11 @@ use crate::reachability::Lease;
 /// Requests per second at most: a rehearsal is no load test.
 pub const RATE_MAX: u32 = 1_000;
 
-/// Services named in a refusal; the rest is counted.
+/// Services named in a refusal's text; the rest is counted.
 const NAMED_MAX: usize = 5;
+
+/// Services carried in a refusal: 10,000 services and 250 clusters would make millions, and the first say enough.
+const WITHOUT_MAX: usize = 100;
 
 /// Why a drill may not begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +69,7 @@ pub enum Refusal {
     /// Services would have no healthy endpoint left; `--force` overrides.
     #[error("it would leave no healthy endpoint for {}; repair or add another exporter, or use --force", named(.without))]
     LeavesWithout {
-        /// Which, for whom.
+        /// Which, for whom; the first hundred.
         without: Vec<(ServiceKey, ClusterId)>,
     },
 }
@@ -171,6 +174,9 @@ fn left_without(drill: &Drill, standing: Standing<'_>) -> Vec<(ServiceKey, Clust
     for (key, records) in services {
         let servers = Servers::of(&records, standing);
         for importer in &importers {
+            if without.len() >= WITHOUT_MAX {
+                return without;
+            }
             if servers.only(&drill.target, importer, key, standing.grants) {
                 without.push((key.clone(), (*importer).clone()));
             }

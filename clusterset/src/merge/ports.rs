@@ -30,7 +30,7 @@ pub(super) fn union(records: &[&ExportRecord]) -> Union {
         }
     }
     Union {
-        conflict: conflict(records),
+        conflict: conflict(records, &kept),
         ports: kept,
     }
 }
@@ -55,11 +55,11 @@ fn same_number(a: &ServicePort, b: &ServicePort) -> bool {
     a.protocol == b.protocol && a.port == b.port
 }
 
-fn conflict(records: &[&ExportRecord]) -> Option<String> {
+fn conflict(records: &[&ExportRecord], merged: &[ServicePort]) -> Option<String> {
     let mut sentences = name_clashes(records);
     sentences.extend(number_clashes(records));
     sentences.extend(app_protocol_clashes(records));
-    sentences.extend(absences(records));
+    sentences.extend(absences(records, merged));
     (!sentences.is_empty()).then(|| joined(&sentences))
 }
 
@@ -108,36 +108,31 @@ fn app_protocol_clashes(records: &[&ExportRecord]) -> Vec<String> {
         .collect()
 }
 
-/// Ports that some clusters have and others lack altogether, by name and by number.
-fn absences(records: &[&ExportRecord]) -> Vec<String> {
-    distinct(records, |port| (port.name.clone(), port.protocol, port.port))
-        .into_iter()
-        .filter_map(|(name, protocol, port)| {
-            let has = |record: &ExportRecord| {
-                record
-                    .export
-                    .spec
-                    .ports
-                    .iter()
-                    .any(|own| own.protocol == protocol && own.port == port)
-            };
-            let clashes = |record: &ExportRecord| record.export.spec.ports.iter().any(|own| own.name == name);
-            let holders: Vec<&ClusterId> = records
-                .iter()
-                .filter(|record| has(record))
-                .map(|record| &record.export.cluster)
+/// Merged ports that some clusters lack, by number and by name.
+fn absences(records: &[&ExportRecord], merged: &[ServicePort]) -> Vec<String> {
+    let having = |matches: &dyn Fn(&ServicePort) -> bool| -> Vec<&ClusterId> {
+        let has = |record: &&&ExportRecord| record.export.spec.ports.iter().any(matches);
+        records
+            .iter()
+            .filter(has)
+            .map(|record| &record.export.cluster)
+            .collect()
+    };
+    merged
+        .iter()
+        .filter_map(|port| {
+            let holders = having(&|own| same_number(own, port));
+            let clashing = having(&|own| own.name == port.name);
+            let all = records.iter().map(|record| &record.export.cluster);
+            let lacking: Vec<&ClusterId> = all
+                .filter(|cluster| !holders.contains(cluster) && !clashing.contains(cluster))
                 .collect();
-            let lacking: Vec<&ClusterId> = records
-                .iter()
-                .filter(|record| !has(record) && !clashes(record))
-                .map(|record| &record.export.cluster)
-                .collect();
+            let what = format!("{} ({})", label(&port.name), number(port.protocol, port.port));
             (!lacking.is_empty()).then(|| {
-                let (holders, lacking) = (clusters_text(&holders), clusters_text(&lacking));
                 format!(
-                    "{} ({}) is exposed by {holders} but not by {lacking}",
-                    label(&name),
-                    number(protocol, port)
+                    "{what} is exposed by {} but not by {}",
+                    clusters_text(&holders),
+                    clusters_text(&lacking)
                 )
             })
         })
