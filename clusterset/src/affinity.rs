@@ -23,7 +23,7 @@ pub fn position(client: IpAddr, parts: u32) -> u32 {
     let mut hash = Fnv::new();
     hash.address(client);
     // The high half times the range: unbiased enough for 10,000 parts, and free of modulo's low bits.
-    let scaled = (hash.finish() >> 32) * u64::from(parts) >> 32;
+    let scaled = ((hash.finish() >> 32) * u64::from(parts)) >> 32;
     u32::try_from(scaled).unwrap_or(0)
 }
 

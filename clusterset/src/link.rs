@@ -80,11 +80,10 @@ impl LinkProfile {
 pub struct LinkTracker {
     profile: LinkProfile,
     state: LinkState,
-    /// The state that [`Self::poll`] told last.
-    told: LinkState,
     /// When the unanswered pings were sent, oldest first.
     outstanding: VecDeque<Instant>,
     last_sent: Option<Instant>,
+    /// A close that `poll` has not taken in yet.
     closed: bool,
     /// Answers in a row, none overdue in between.
     streak: u32,
@@ -99,7 +98,6 @@ impl LinkTracker {
         Self {
             profile,
             state: LinkState::Unknown,
-            told: LinkState::Unknown,
             outstanding: VecDeque::new(),
             last_sent: None,
             closed: false,
@@ -112,14 +110,14 @@ impl LinkTracker {
     /// The state as of the last [`Self::poll`].
     #[must_use]
     pub fn state(&self) -> LinkState {
-        self.told
+        self.state
     }
 
     /// State and smoothed RTT, as of the last [`Self::poll`].
     #[must_use]
     pub fn link(&self) -> Link {
         Link {
-            state: self.told,
+            state: self.state,
             rtt: self.rtt.smoothed,
             both_lost_for: None,
         }
@@ -139,7 +137,6 @@ impl LinkTracker {
 
     /// A ping left at `now`.
     pub fn on_ping_sent(&mut self, now: Instant) {
-        self.closed = false;
         self.last_sent = Some(now);
         if self.outstanding.len() < OUTSTANDING_MAX {
             self.outstanding.push_back(now);
@@ -148,7 +145,6 @@ impl LinkTracker {
 
     /// An answer came at `now`, `rtt` after its ping. It answers every older ping too: the path works.
     pub fn on_pong(&mut self, rtt: Duration, now: Instant) {
-        self.closed = false;
         // Half an interval of slack, since the caller's clock reads for ping and answer need not be ours.
         let sent = now
             .checked_sub(rtt.saturating_sub(self.profile.ping_interval / 2))
@@ -160,10 +156,9 @@ impl LinkTracker {
         self.streak = self.streak.saturating_add(1);
     }
 
-    /// The path's tunnel was closed by the peer or lost, or a dial was refused, at `now`. A tunnel that was replaced by
+    /// The path's tunnel was closed by the peer or lost, or a dial was refused. A tunnel that was replaced by
     /// another is no loss and not to be told here.
-    pub fn on_closed(&mut self, now: Instant) {
-        let _ = now;
+    pub fn on_closed(&mut self) {
         self.closed = true;
         self.streak = 0;
         self.outstanding.clear();
@@ -178,9 +173,8 @@ impl LinkTracker {
         if next == LinkState::Down && self.state != LinkState::Down {
             self.rtt = Rtt::default();
         }
+        let changed = self.state != next;
         self.state = next;
-        let changed = self.told != next;
-        self.told = next;
         changed.then_some(next)
     }
 
@@ -209,7 +203,8 @@ impl LinkTracker {
             .outstanding
             .front()
             .map_or(Duration::ZERO, |sent| now.saturating_duration_since(*sent));
-        if self.closed || silent >= self.profile.down_after {
+        let closed = std::mem::take(&mut self.closed);
+        if closed || silent >= self.profile.down_after {
             self.streak = 0;
             return LinkState::Down;
         }

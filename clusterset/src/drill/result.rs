@@ -108,7 +108,8 @@ pub struct DrillResult {
     pub requests_interrupted: u64,
     /// All others that the client saw fail; must be 0.
     pub requests_failed: u64,
-    /// Failure injected to first success elsewhere, milliseconds. None when there was none, or the drill is inconclusive.
+    /// Failure injected to first success elsewhere, milliseconds: the failover itself when the target served the whole
+    /// baseline, and its lower bound when it shared it; `slowest_ms` is the upper one. None when there was none, or the drill is inconclusive.
     pub failover_ms: Option<f64>,
     /// Failure ended to first success at the target, milliseconds. None likewise.
     pub failback_ms: Option<f64>,
@@ -191,10 +192,6 @@ impl Baseline {
         baseline
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "counts of at most 900,000 requests are exact in an f64"
-    )]
     fn share(&self) -> f64 {
         if self.all == 0 {
             0.0
@@ -345,10 +342,6 @@ fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a drill lasts at most 15 minutes: exact in an f64"
-)]
 fn milliseconds(us: u64) -> f64 {
     us as f64 / 1000.0
 }

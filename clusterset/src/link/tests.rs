@@ -62,7 +62,7 @@ impl Path {
 
     fn close(&mut self) -> &mut Self {
         self.answers.clear();
-        self.tracker.on_closed(self.at());
+        self.tracker.on_closed();
         self.poll();
         self
     }
