@@ -34,7 +34,7 @@ pub use issue::{Intermediate, IssueError, Root, Serial, new_key_and_csr};
 pub use permit::Permit;
 pub use renew::Validity;
 pub use spiffe::{OperatorName, Role, ServiceAccount, SpiffeError, SpiffeId, Subject, TrustDomain};
-pub use state::{DeniedIntermediate, TrustState, TrustStore};
+pub use state::{TrustState, TrustStore};
 pub use store::{CertStore, Identity, IdentityError};
 pub use tls::{
     client_config, pinned_client_config, pinned_root, refusal, server_config, server_config_optional_client,

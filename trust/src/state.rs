@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
-use tombolo_clusterset::ClusterId;
 
 use crate::cert;
 use crate::fingerprint::Fingerprint;
@@ -15,22 +14,13 @@ use crate::verify::TrustError;
 /// Most roots trusted at once: the old and the new one of a rotation, which is staged and one at a time.
 pub const ROOTS_MAX: usize = 2;
 
-/// The intermediate of an evicted cluster.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeniedIntermediate {
-    /// The cluster that was evicted.
-    pub cluster: ClusterId,
-    /// The key of the intermediate that it held.
-    pub key: Fingerprint,
-}
-
 /// What a verifier trusts at one revision: immutable, swapped whole.
 #[derive(Debug, Clone)]
 pub struct TrustState {
     trust_domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
-    denied: BTreeSet<DeniedIntermediate>,
+    denied: BTreeSet<Fingerprint>,
     revision: u64,
 }
 
@@ -42,7 +32,7 @@ impl TrustState {
     pub fn new(
         trust_domain: TrustDomain,
         roots: Vec<CertificateDer<'static>>,
-        denied: BTreeSet<DeniedIntermediate>,
+        denied: BTreeSet<Fingerprint>,
         revision: u64,
     ) -> Result<Self, TrustError> {
         if roots.is_empty() || roots.len() > ROOTS_MAX {
@@ -78,9 +68,9 @@ impl TrustState {
         &self.roots
     }
 
-    /// The denied intermediates.
+    /// The keys of denied intermediates: a key belongs to one cluster, so it alone names the evicted.
     #[must_use]
-    pub const fn denied(&self) -> &BTreeSet<DeniedIntermediate> {
+    pub const fn denied(&self) -> &BTreeSet<Fingerprint> {
         &self.denied
     }
 

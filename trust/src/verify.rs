@@ -13,7 +13,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::cert::{self, CertError};
 use crate::fingerprint::Fingerprint;
 use crate::spiffe::{SpiffeId, Subject, TrustDomain};
-use crate::state::{DeniedIntermediate, ROOTS_MAX, TrustState};
+use crate::state::{ROOTS_MAX, TrustState};
 
 /// Most certificates that a peer may send with its leaf: an intermediate and both roots of a rotation. It bounds
 /// the work that an unauthenticated peer can ask for.
@@ -321,14 +321,10 @@ fn check_denied(
     let Some(cluster) = leaf.cluster() else {
         return Ok(());
     };
-    let entry = DeniedIntermediate {
-        cluster: cluster.clone(),
-        key: cert::fingerprint(intermediate)?,
-    };
-    if trust.denied().contains(&entry) {
+    if trust.denied().contains(&cert::fingerprint(intermediate)?) {
         return Err(TrustError::Denied {
             leaf: leaf.clone(),
-            cluster: entry.cluster,
+            cluster: cluster.clone(),
         });
     }
     Ok(())

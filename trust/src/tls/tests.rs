@@ -12,7 +12,6 @@ use crate::cert::peer_identity;
 use crate::fixtures::{Cluster, Leaf, cluster_id, id, new_root, now, root_leaf, serial, trust};
 use crate::issue::{LEAF_TTL, Root};
 use crate::spiffe::SpiffeId;
-use crate::state::DeniedIntermediate;
 
 const ALPN: &[&[u8]] = &[b"tombolo/1"];
 const WEST: &str = "/cluster/west/role/gateway";
@@ -323,10 +322,7 @@ async fn eviction_and_renewal_take_effect_at_the_next_handshake() {
     );
 
     let key = cert::fingerprint(&demo.west.chain[1]).unwrap();
-    let denied = BTreeSet::from([DeniedIntermediate {
-        cluster: cluster_id("west"),
-        key,
-    }]);
+    let denied = BTreeSet::from([key]);
     let roots = vec![demo.root.cert().clone()];
     store
         .replace(TrustState::new(demo.root.trust_domain().clone(), roots, denied, 4).unwrap())

@@ -351,10 +351,7 @@ fn an_evicted_cluster_is_denied_by_its_key_and_can_come_back_with_another() {
     let root = new_root();
     let (west, east) = (Cluster::new(&root, "west"), Cluster::new(&root, "east"));
     let key = cert::fingerprint(west.intermediate.cert()).unwrap();
-    let denied = BTreeSet::from([DeniedIntermediate {
-        cluster: cluster_id("west"),
-        key,
-    }]);
+    let denied = BTreeSet::from([key]);
     let roots = vec![root.cert().clone()];
     let trust = TrustState::new(root.trust_domain().clone(), roots, denied, 4).unwrap();
     let refused = TrustError::Denied {
