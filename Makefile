@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tombolo
-CARGO_DENY_VERSION := 0.18.9
+CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 SEEDS ?= 50
 
