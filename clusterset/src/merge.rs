@@ -1,8 +1,8 @@
 //! The merge of KEP-1645: every export of a service, from all clusters, into one import.
 //!
 //! A pure function of the records (DESIGN §4.7): blind to grants, leases and links, so that all clusters compute the same.
-//! The oldest export wins each property as a whole; ports form a union ([`ports`](self) by name first, then by protocol and
-//! number). Every disagreement is told to every exporter in one sentence per kind.
+//! The oldest export wins each property as a whole; ports form a union (by name first, then by protocol and number).
+//! Every disagreement is told to every exporter in one sentence per kind.
 
 mod ports;
 mod sentence;

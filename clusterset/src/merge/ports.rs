@@ -4,6 +4,8 @@
 //! Per-port truth: a merged port is served only by clusters whose own Service exposes its (protocol, number), under whatever
 //! name, and their slices carry it under the merged name.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::sentence::{Claim, clusters_text, disagreement, joined};
 use crate::endpoint::Protocol;
 use crate::export::{ExportRecord, ServicePort};
@@ -15,119 +17,96 @@ pub(super) struct Union {
     pub(super) conflict: Option<String>,
 }
 
+/// What no two ports of one Service share.
+type Number = (Protocol, u16);
+
+fn number(port: &ServicePort) -> Number {
+    (port.protocol, port.port)
+}
+
 /// The union over `records`, which stand by precedence.
 pub(super) fn union(records: &[&ExportRecord]) -> Union {
-    let mut by_name: Vec<&ServicePort> = Vec::new();
-    for port in records.iter().flat_map(|record| &record.export.spec.ports) {
-        if !by_name.iter().any(|kept| kept.name == port.name) {
-            by_name.push(port);
-        }
-    }
-    let mut kept: Vec<ServicePort> = Vec::new();
-    for port in by_name {
-        if !kept.iter().any(|older| same_number(older, port)) {
-            kept.push(port.clone());
-        }
-    }
+    let all = records.iter().flat_map(|record| &record.export.spec.ports);
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    // Two passes, not one: an entry that loses its number has already taken its name from younger ones.
+    let by_name: Vec<&ServicePort> = all.filter(|port| names.insert(&port.name)).collect();
+    let ports: Vec<ServicePort> = by_name
+        .into_iter()
+        .filter(|port| numbers.insert(number(port)))
+        .cloned()
+        .collect();
     Union {
-        conflict: conflict(records, &kept),
-        ports: kept,
+        conflict: conflict(records, &ports),
+        ports,
     }
 }
 
 /// The merged ports that `record`'s cluster serves, each with the name it has in that cluster's own slices.
 pub(super) fn served_by(merged: &[ServicePort], record: &ExportRecord) -> Vec<(ServicePort, String)> {
+    let own: BTreeMap<Number, &ServicePort> = record
+        .export
+        .spec
+        .ports
+        .iter()
+        .rev()
+        .map(|port| (number(port), port))
+        .collect();
     merged
         .iter()
-        .filter_map(|port| {
-            let own = record
-                .export
-                .spec
-                .ports
-                .iter()
-                .find(|own| same_number(own, port))?;
-            Some((port.clone(), own.name.clone()))
-        })
+        .filter_map(|port| Some((port.clone(), own.get(&number(port))?.name.clone())))
         .collect()
-}
-
-fn same_number(a: &ServicePort, b: &ServicePort) -> bool {
-    a.protocol == b.protocol && a.port == b.port
 }
 
 fn conflict(records: &[&ExportRecord], merged: &[ServicePort]) -> Option<String> {
-    let mut sentences = name_clashes(records);
-    sentences.extend(number_clashes(records));
-    sentences.extend(app_protocol_clashes(records));
-    sentences.extend(absences(records, merged));
+    let name_clashes = grouped(
+        records,
+        |port| port.name.clone(),
+        |port| number_text(number(port)),
+    )
+    .into_iter()
+    .filter_map(|(name, claims)| tell(records, &label(&name), claims));
+    // Both clusters serve the number, under the older name.
+    let number_clashes = grouped(records, number, |port| format!("'{}'", port.name))
+        .into_iter()
+        .filter_map(|(number, claims)| {
+            tell(records, &format!("name of port {}", number_text(number)), claims)
+        });
+    let app_protocols = grouped(
+        records,
+        |port| (port.name.clone(), number(port)),
+        |port| super::or_unset(&port.app_protocol),
+    )
+    .into_iter()
+    .filter_map(|((name, number), claims)| {
+        let subject = format!("appProtocol of {} ({})", label(&name), number_text(number));
+        tell(records, &subject, claims)
+    });
+    let sentences: Vec<String> = name_clashes
+        .chain(number_clashes)
+        .chain(app_protocols)
+        .chain(absences(records, merged))
+        .collect();
     (!sentences.is_empty()).then(|| joined(&sentences))
-}
-
-/// One name, different numbers.
-fn name_clashes(records: &[&ExportRecord]) -> Vec<String> {
-    distinct(records, |port| port.name.clone())
-        .into_iter()
-        .filter_map(|name| {
-            let claims = claims(records, |port| {
-                (port.name == name).then(|| number(port.protocol, port.port))
-            });
-            tell(records, &label(&name), &claims)
-        })
-        .collect()
-}
-
-/// One number, different names. Both clusters serve it, under the older name.
-fn number_clashes(records: &[&ExportRecord]) -> Vec<String> {
-    distinct(records, |port| (port.protocol, port.port))
-        .into_iter()
-        .filter_map(|(protocol, port)| {
-            let claims = claims(records, |own| {
-                (own.protocol == protocol && own.port == port).then(|| format!("'{}'", own.name))
-            });
-            tell(
-                records,
-                &format!("name of port {}", number(protocol, port)),
-                &claims,
-            )
-        })
-        .collect()
-}
-
-/// One name and number, different `appProtocol`.
-fn app_protocol_clashes(records: &[&ExportRecord]) -> Vec<String> {
-    distinct(records, |port| (port.name.clone(), port.protocol, port.port))
-        .into_iter()
-        .filter_map(|(name, protocol, port)| {
-            let claims = claims(records, |own| {
-                (own.name == name && own.protocol == protocol && own.port == port)
-                    .then(|| super::or_unset(&own.app_protocol))
-            });
-            let subject = format!("appProtocol of {} ({})", label(&name), number(protocol, port));
-            tell(records, &subject, &claims)
-        })
-        .collect()
 }
 
 /// Merged ports that some clusters lack, by number and by name.
 fn absences(records: &[&ExportRecord], merged: &[ServicePort]) -> Vec<String> {
-    let having = |matches: &dyn Fn(&ServicePort) -> bool| -> Vec<&ClusterId> {
-        let has = |record: &&&ExportRecord| record.export.spec.ports.iter().any(matches);
-        records
-            .iter()
-            .filter(has)
-            .map(|record| &record.export.cluster)
-            .collect()
-    };
+    let (mut by_number, mut by_name) = (BTreeSet::new(), BTreeSet::new());
+    for record in records {
+        for port in &record.export.spec.ports {
+            by_number.insert((number(port), &record.export.cluster));
+            by_name.insert((port.name.as_str(), &record.export.cluster));
+        }
+    }
     merged
         .iter()
         .filter_map(|port| {
-            let holders = having(&|own| same_number(own, port));
-            let clashing = having(&|own| own.name == port.name);
             let all = records.iter().map(|record| &record.export.cluster);
-            let lacking: Vec<&ClusterId> = all
-                .filter(|cluster| !holders.contains(cluster) && !clashing.contains(cluster))
-                .collect();
-            let what = format!("{} ({})", label(&port.name), number(port.protocol, port.port));
+            let (holders, others): (Vec<&ClusterId>, Vec<&ClusterId>) =
+                all.partition(|cluster| by_number.contains(&(number(port), *cluster)));
+            let clashes = |cluster: &&ClusterId| by_name.contains(&(port.name.as_str(), *cluster));
+            let lacking: Vec<&ClusterId> = others.into_iter().filter(|cluster| !clashes(cluster)).collect();
+            let what = format!("{} ({})", label(&port.name), number_text(number(port)));
             (!lacking.is_empty()).then(|| {
                 format!(
                     "{what} is exposed by {} but not by {}",
@@ -139,41 +118,36 @@ fn absences(records: &[&ExportRecord], merged: &[ServicePort]) -> Vec<String> {
         .collect()
 }
 
-/// Values of `key` over all ports, in precedence order, each once.
-fn distinct<K: PartialEq>(records: &[&ExportRecord], key: impl Fn(&ServicePort) -> K) -> Vec<K> {
-    let mut keys = Vec::new();
-    for port in records.iter().flat_map(|record| &record.export.spec.ports) {
-        let key = key(port);
-        if !keys.contains(&key) {
-            keys.push(key);
+/// What each cluster claims about each key, keys by first appearance and claims by precedence; a cluster's first counts.
+fn grouped<'a, K: Ord + Clone>(
+    records: &[&'a ExportRecord],
+    key: impl Fn(&ServicePort) -> K,
+    claim: impl Fn(&ServicePort) -> String,
+) -> Vec<(K, Vec<Claim<'a>>)> {
+    let mut places: BTreeMap<K, usize> = BTreeMap::new();
+    let mut groups: Vec<(K, Vec<Claim<'a>>)> = Vec::new();
+    for record in records {
+        for port in &record.export.spec.ports {
+            let key = key(port);
+            let place = *places.entry(key.clone()).or_insert(groups.len());
+            if place == groups.len() {
+                groups.push((key, Vec::new()));
+            }
+            if let Some((_, claims)) = groups.get_mut(place)
+                && claims
+                    .last()
+                    .is_none_or(|last| last.cluster != &record.export.cluster)
+            {
+                claims.push(Claim::new(&record.export.cluster, claim(port)));
+            }
         }
     }
-    keys
+    groups
 }
 
-/// What each cluster claims, where it claims something; oldest first.
-fn claims<'a>(
-    records: &[&'a ExportRecord],
-    claim: impl Fn(&ServicePort) -> Option<String>,
-) -> Vec<(&'a ClusterId, String)> {
-    records
-        .iter()
-        .filter_map(|record| {
-            Some((
-                &record.export.cluster,
-                record.export.spec.ports.iter().find_map(&claim)?,
-            ))
-        })
-        .collect()
-}
-
-fn tell(records: &[&ExportRecord], subject: &str, claims: &[(&ClusterId, String)]) -> Option<String> {
+fn tell(records: &[&ExportRecord], subject: &str, claims: Vec<Claim<'_>>) -> Option<String> {
     let oldest = records.first().map(|record| &record.export.cluster);
-    let wins = claims.first().map(|(cluster, _)| *cluster);
-    let claims: Vec<Claim<'_>> = claims
-        .iter()
-        .map(|(cluster, value)| Claim::new(cluster, value.clone()))
-        .collect();
+    let wins = claims.first().map(|claim| claim.cluster);
     disagreement(subject, wins == oldest, &claims)
 }
 
@@ -185,6 +159,6 @@ fn label(name: &str) -> String {
     }
 }
 
-fn number(protocol: Protocol, port: u16) -> String {
+fn number_text((protocol, port): Number) -> String {
     format!("{port}/{protocol}")
 }

@@ -12,7 +12,7 @@ const VALUE_MAX: usize = 96;
 /// What one cluster says about a property.
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
-    cluster: &'a ClusterId,
+    pub(super) cluster: &'a ClusterId,
     value: String,
 }
 

@@ -254,6 +254,24 @@ fn messages_are_bounded_whatever_is_published() {
     }
 }
 
+#[test]
+fn a_name_of_any_length_fits_the_bound() {
+    let name = "ü".repeat(5_000);
+    let (a, b) = (
+        record("a", 1, spec(&[(&name, 80)])),
+        record("b", 2, spec(&[(&name, 81)])),
+    );
+    let merged = merge(&[&a, &b]).expect("records");
+    let [(Conflict::Port, message)] = &merged.conflicts[..] else {
+        panic!("one conflict: {:?}", merged.conflicts)
+    };
+    assert!(
+        message.len() <= MESSAGE_MAX && message.ends_with('…'),
+        "{} bytes",
+        message.len()
+    );
+}
+
 fn any_records() -> impl Strategy<Value = Vec<ExportRecord>> {
     let any_port = (0..4u8, 0..4u16, any::<bool>()).prop_map(|(name, number, udp)| ServicePort {
         protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
