@@ -1,0 +1,3 @@
+//! Sockets, tunnels and tasks.
+
+pub(crate) mod run;
