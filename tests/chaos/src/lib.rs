@@ -1,0 +1,1 @@
+//! Stories that an operator would tell, with real processes. See `tests/`.
