@@ -4,8 +4,16 @@
 //! cluster must agree on ([`merge`]) and what each decides for itself ([`reachability`], [`select`], [`health`]) stand side
 //! by side here, so that the agent, the gateway, the DNS server, the sidecar, `explain` and the simulation all run the same
 //! code.
+//!
+//! The way of a new flow: [`link`] turns pings into a state and [`health`] outcomes into ejections; [`reachability`] joins
+//! link and lease into a verdict; [`select`] orders what [`snapshot`] holds; at the other end [`local`] picks the endpoint.
+//! [`explain`] tells all of it, and [`drill`] proves it.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "a test's time must start somewhere")
+)]
 
 pub mod affinity;
 pub mod conditions;
