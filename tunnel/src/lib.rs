@@ -25,3 +25,31 @@
 //! LocalIdentity::start(IdentityConfig, seams, shutdown) -> Result<LocalIdentity, IdentityError>   LocalIdentity::fixed(id, certs, trust)
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+
+pub mod capsule;
+pub mod control;
+pub mod endpoint;
+pub mod flow;
+pub mod forward;
+pub mod header;
+pub mod identity;
+pub mod limits;
+pub mod metrics;
+pub mod reply;
+mod shell;
+pub mod tunnel;
+pub mod udp;
+
+pub use control::Kind;
+pub use endpoint::{
+    Accept, BindError, DialError, Drained, Endpoint, EndpointConfig, NoFlows, TransportChoice,
+};
+pub use flow::{Flow, FlowError, IncomingFlow};
+pub use forward::{Ended, Forwarded, forward, forward_with};
+pub use header::{FlowHeader, HeaderError, TraceParent};
+pub use identity::{IdentityConfig, LocalIdentity, LocalIdentityError};
+pub use limits::Limits;
+pub use metrics::{Direction, Metrics, Transport};
+pub use reply::Refusal;
+pub use tunnel::{OpenError, Tunnel, TunnelEvent};
+pub use udp::{UdpFlow, UdpReceiver, UdpSender};

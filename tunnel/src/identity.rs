@@ -1,0 +1,454 @@
+//! The certificate that a process speaks with, and the trust that it holds its peers against.
+//!
+//! The key is made here and never leaves; the agent signs it (`Agent.IssueLeaf`). Both are cached on disk, so that a gateway
+//! starts while its agent is away (DESIGN §4.1, §4.2). Renewal comes at half life; tunnels that are up keep the certificate
+//! they began with, and [`crate::tunnel::Tunnel::is_outdated`] says so.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use rand::Rng;
+use tokio::sync::watch;
+use tombolo_clusterset::{ClusterId, Snapshot};
+use tombolo_daemon::backoff::Backoff;
+use tombolo_daemon::seam::Seams;
+use tombolo_daemon::shutdown::Shutdown;
+use tombolo_trust::shell::files::{FileError, IdentityDir};
+use tombolo_trust::{
+    CertStore, CertificateDer, Fingerprint, Identity, Permit, SpiffeId, TrustDomain, TrustState, TrustStore,
+    client_config, new_key_and_csr, server_config,
+};
+use tombolo_wire::local::connect_uds;
+use tombolo_wire::v1;
+
+/// Where the denied intermediates stand beside the cached certificate, one fingerprint a line.
+const DENIED_FILE: &str = "denied";
+
+/// Longest sleep before the wall clock is asked again whether to renew: it may have jumped, or the machine slept.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
+
+/// Time for one answer of the agent, which signs in memory.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What [`LocalIdentity::start`] needs.
+#[derive(Debug, Clone)]
+pub struct IdentityConfig {
+    /// Our cluster.
+    pub cluster: ClusterId,
+    /// Whom the certificate names within the cluster: `role/gateway`, or `ns/NAMESPACE/sa/ACCOUNT`.
+    pub subject: String,
+    /// The agent's socket.
+    pub agent_socket: PathBuf,
+    /// The cache: `leaf/<role>` in the data directory.
+    pub cache_dir: PathBuf,
+    /// Newest snapshot: brings roots and evictions.
+    pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+}
+
+/// Why there is no identity, or not a new one.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalIdentityError {
+    /// The agent did not sign.
+    #[error("the agent at {socket} issues no certificate for {subject}: {reason}; is it running, and is its cluster joined?", socket = socket.display())]
+    Agent {
+        /// Its socket.
+        socket: PathBuf,
+        /// For whom.
+        subject: String,
+        /// What it said.
+        reason: String,
+    },
+    /// What the agent answered is no identity of ours.
+    #[error("the agent at {socket} answered with an unusable certificate: {reason}", socket = socket.display())]
+    Answer {
+        /// Its socket.
+        socket: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key could not be made.
+    #[error("cannot make a key: {0}")]
+    Key(#[from] tombolo_trust::IssueError),
+    /// The cache could not be written.
+    #[error(transparent)]
+    Cache(#[from] FileError),
+    /// The process was asked to end before the agent answered.
+    #[error("shut down before the agent issued a certificate")]
+    ShutDown,
+}
+
+/// Our certificate and our trust. Cheap to clone; all clones see renewals.
+#[derive(Debug, Clone)]
+pub struct LocalIdentity {
+    certs: Arc<CertStore>,
+    trust: Arc<TrustStore>,
+    /// Counts renewals.
+    generation: Arc<watch::Sender<u64>>,
+}
+
+impl LocalIdentity {
+    /// An identity that somebody else keeps, as tests do.
+    #[must_use]
+    pub fn fixed(certs: Arc<CertStore>, trust: Arc<TrustStore>) -> Self {
+        Self {
+            certs,
+            trust,
+            generation: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    /// Starts from the cache, or else waits until the agent has issued a certificate; then keeps both certificate and trust
+    /// current until shutdown.
+    ///
+    /// # Errors
+    /// [`LocalIdentityError::ShutDown`] when there was nothing to start from before the process had to end.
+    pub async fn start(
+        config: IdentityConfig,
+        seams: Seams,
+        shutdown: Shutdown,
+    ) -> Result<Self, LocalIdentityError> {
+        let keeper = Keeper {
+            dir: IdentityDir::new(&config.cache_dir),
+            config,
+            seams,
+        };
+        let identity = match keeper.cached().await {
+            Some((identity, trust)) => Self::fixed(CertStore::new(identity), TrustStore::new(trust)),
+            None => {
+                let (identity, trust) = tokio::select! {
+                    issued = keeper.issue_until_done() => issued,
+                    () = shutdown.drain() => return Err(LocalIdentityError::ShutDown),
+                };
+                Self::fixed(CertStore::new(identity), TrustStore::new(trust))
+            }
+        };
+        let kept = identity.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keeper.keep(kept) => {}
+                // Certificates outlive a drain.
+                () = shutdown.drain() => {}
+            }
+        });
+        Ok(identity)
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub fn id(&self) -> SpiffeId {
+        self.certs.load().id().clone()
+    }
+
+    /// The certificates.
+    #[must_use]
+    pub fn certs(&self) -> &Arc<CertStore> {
+        &self.certs
+    }
+
+    /// The trust.
+    #[must_use]
+    pub fn trust(&self) -> &Arc<TrustStore> {
+        &self.trust
+    }
+
+    /// Takes a renewed certificate: the next handshake uses it.
+    pub fn renew(&self, identity: Identity) {
+        self.certs.replace(identity);
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// How often the certificate was renewed.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
+    /// Told at each renewal.
+    #[must_use]
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// TLS as a server, for `permit`.
+    #[must_use]
+    pub fn server_tls(&self, permit: Permit, alpn: &[u8]) -> Arc<rustls::ServerConfig> {
+        server_config(Arc::clone(&self.trust), Arc::clone(&self.certs), permit, &[alpn])
+    }
+
+    /// TLS as a client, to `permit`.
+    #[must_use]
+    pub fn client_tls(&self, permit: Permit, alpn: &[u8]) -> Arc<rustls::ClientConfig> {
+        client_config(Arc::clone(&self.trust), Arc::clone(&self.certs), permit, &[alpn])
+    }
+}
+
+/// Keeps an identity current.
+struct Keeper {
+    config: IdentityConfig,
+    dir: IdentityDir,
+    seams: Seams,
+}
+
+impl Keeper {
+    /// What the last run left, if it can still be used.
+    async fn cached(&self) -> Option<(Identity, TrustState)> {
+        let dir = self.dir.clone();
+        let read = tokio::task::spawn_blocking(move || Ok::<_, FileError>((dir.load()?, dir.load_roots()?)));
+        let (identity, roots) = match read.await {
+            Ok(Ok(found)) => found,
+            Ok(Err(FileError::Missing { .. })) => return None,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cached certificate is unusable; asking the agent for a new one");
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "reading the cached certificate failed; asking the agent for a new one");
+                return None;
+            }
+        };
+        if identity.validity().is_expired(self.seams.clock.wall()) || !self.is_ours(identity.id()) {
+            tracing::info!(id = %identity.id(), "cached certificate is expired or another's; asking the agent for a new one");
+            return None;
+        }
+        let denied = self.cached_denied().await;
+        match TrustState::new(identity.id().trust_domain().clone(), roots, denied, 0) {
+            Ok(trust) => Some((identity, trust)),
+            Err(error) => {
+                tracing::warn!(%error, "cached roots are unusable; asking the agent for new ones");
+                None
+            }
+        }
+    }
+
+    async fn cached_denied(&self) -> BTreeSet<Fingerprint> {
+        let path = self.dir.path().join(DENIED_FILE);
+        match self.seams.disk.read(&path).await {
+            Ok(bytes) => String::from_utf8_lossy(&bytes)
+                .lines()
+                .filter_map(fingerprint)
+                .collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) => {
+                tracing::warn!(%error, "list of evicted clusters is unreadable; the next snapshot brings it");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// The first certificate: tried until the agent answers.
+    async fn issue_until_done(&self) -> (Identity, TrustState) {
+        let mut backoff = Backoff::default();
+        let mut rng = self.seams.entropy.rng();
+        loop {
+            match self.issue().await {
+                Ok(issued) => return issued,
+                Err(error) => {
+                    let pause = backoff.next(&mut rng);
+                    tracing::warn!(%error, retry_in_ms = pause.as_millis(), "no certificate yet");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Asks the agent for a certificate over a new key, and caches it.
+    async fn issue(&self) -> Result<(Identity, TrustState), LocalIdentityError> {
+        let socket = &self.config.agent_socket;
+        let unusable = |reason: String| LocalIdentityError::Answer {
+            socket: socket.clone(),
+            reason,
+        };
+        let refused = |reason: String| {
+            let subject = self.config.subject.clone();
+            LocalIdentityError::Agent {
+                socket: socket.clone(),
+                subject,
+                reason,
+            }
+        };
+        let (key, csr) = new_key_and_csr()?;
+        let request = v1::IssueLeafRequest {
+            subject: self.config.subject.clone(),
+            csr: csr.as_ref().to_vec().into(),
+        };
+        let mut agent = v1::agent_client::AgentClient::new(connect_uds(socket));
+        let reply = match tokio::time::timeout(ISSUE_TIMEOUT, agent.issue_leaf(request)).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => return Err(refused(status.message().to_owned())),
+            Err(late) => return Err(refused(late.to_string())),
+        };
+        let chain: Vec<_> = reply
+            .chain
+            .into_iter()
+            .map(|der| CertificateDer::from(der.to_vec()))
+            .collect();
+        let identity = Identity::new(chain.clone(), &key).map_err(|error| unusable(error.to_string()))?;
+        if !self.is_ours(identity.id()) {
+            return Err(unusable(format!(
+                "it names {}, not {}",
+                identity.id(),
+                self.config.subject
+            )));
+        }
+        let bundle = reply
+            .trust
+            .ok_or_else(|| unusable("it brings no roots".to_owned()))?;
+        let roots = bundle.roots.iter().map(|root| root.to_vec());
+        let denied = bundle
+            .denied
+            .iter()
+            .filter_map(|key| <[u8; 32]>::try_from(key.as_ref()).ok());
+        let trust = trust_state(&bundle.trust_domain, roots, denied, bundle.revision).map_err(unusable)?;
+        let (dir, roots) = (self.dir.clone(), trust.roots().to_vec());
+        let saved = tokio::task::spawn_blocking(move || {
+            dir.save(&chain, &key)?;
+            dir.save_roots(&roots)
+        });
+        // A full disk costs the next start its head start, not this one its certificate.
+        match saved.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "certificate is not cached"),
+            Err(error) => tracing::warn!(%error, "certificate is not cached"),
+        }
+        self.save_denied(&trust).await;
+        tracing::info!(id = %identity.id(), not_after = ?identity.validity().not_after, "certificate issued");
+        Ok((identity, trust))
+    }
+
+    async fn save_denied(&self, trust: &TrustState) {
+        let lines: String = trust
+            .denied()
+            .iter()
+            .map(|key| format!("{}\n", HEXLOWER.encode(key.as_bytes())))
+            .collect();
+        let path = self.dir.path().join(DENIED_FILE);
+        if let Err(error) = self.seams.disk.write_atomic(&path, lines.into_bytes()).await {
+            tracing::warn!(%error, "list of evicted clusters is not cached");
+        }
+    }
+
+    fn is_ours(&self, id: &SpiffeId) -> bool {
+        let expected = format!(
+            "spiffe://{}/cluster/{}/{}",
+            id.trust_domain(),
+            self.config.cluster,
+            self.config.subject
+        );
+        id.to_string() == expected
+    }
+
+    /// Renews, and takes in trust, for ever.
+    async fn keep(&self, identity: LocalIdentity) {
+        let mut rng = self.seams.entropy.rng();
+        let mut backoff = Backoff::default();
+        let mut snapshots = self.config.snapshots.clone();
+        let mut random = rng.random();
+        let mut retry = None;
+        loop {
+            self.take_trust(&identity, &mut snapshots).await;
+            let due = identity
+                .certs
+                .load()
+                .validity()
+                .renew_in(self.seams.clock.wall(), random);
+            let pause = retry.take().unwrap_or(due).min(CLOCK_CHECK);
+            tokio::select! {
+                Ok(()) = snapshots.changed() => continue,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if !identity
+                .certs
+                .load()
+                .validity()
+                .renew_in(self.seams.clock.wall(), random)
+                .is_zero()
+            {
+                continue;
+            }
+            match self.issue().await {
+                Ok((renewed, trust)) => {
+                    identity.renew(renewed);
+                    replace(&identity.trust, trust);
+                    backoff.reset();
+                    random = rng.random();
+                }
+                Err(error) => {
+                    let pause = backoff.next(&mut rng);
+                    tracing::warn!(%error, retry_in_ms = pause.as_millis(), "certificate is not renewed; the present one goes on");
+                    retry = Some(pause);
+                }
+            }
+        }
+    }
+
+    /// Takes roots and evictions from the newest snapshot.
+    async fn take_trust(
+        &self,
+        identity: &LocalIdentity,
+        snapshots: &mut watch::Receiver<Option<Arc<Snapshot>>>,
+    ) {
+        let Some(snapshot) = snapshots.borrow_and_update().clone() else {
+            return;
+        };
+        let present = identity.trust.load();
+        let same_roots = present
+            .roots()
+            .iter()
+            .map(|root| root.as_ref())
+            .eq(snapshot.roots.iter().map(Vec::as_slice));
+        let denied: BTreeSet<Fingerprint> = snapshot
+            .denied
+            .iter()
+            .copied()
+            .map(Fingerprint::from_bytes)
+            .collect();
+        if (same_roots && *present.denied() == denied) || snapshot.roots.is_empty() {
+            return;
+        }
+        let roots = snapshot.roots.iter().cloned();
+        let denied = snapshot.denied.iter().copied();
+        match trust_state(&snapshot.trust_domain, roots, denied, snapshot.version.revision) {
+            Ok(trust) => {
+                let (dir, roots) = (self.dir.clone(), trust.roots().to_vec());
+                match tokio::task::spawn_blocking(move || dir.save_roots(&roots)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "roots are not cached"),
+                    Err(error) => tracing::warn!(%error, "roots are not cached"),
+                }
+                self.save_denied(&trust).await;
+                replace(&identity.trust, trust);
+            }
+            Err(error) => tracing::warn!(
+                error,
+                "the snapshot's roots are unusable; keeping the present ones"
+            ),
+        }
+    }
+}
+
+fn replace(store: &TrustStore, trust: TrustState) {
+    if let Err(error) = store.replace(trust) {
+        tracing::error!(%error, "trust is not replaced; did this process move to another clusterset?");
+    }
+}
+
+fn trust_state(
+    trust_domain: &str,
+    roots: impl Iterator<Item = Vec<u8>>,
+    denied: impl Iterator<Item = [u8; 32]>,
+    revision: u64,
+) -> Result<TrustState, String> {
+    let trust_domain = TrustDomain::parse(trust_domain).map_err(|error| error.to_string())?;
+    let roots = roots.map(CertificateDer::from).collect();
+    let denied = denied.map(Fingerprint::from_bytes).collect();
+    TrustState::new(trust_domain, roots, denied, revision).map_err(|error| error.to_string())
+}
+
+fn fingerprint(line: &str) -> Option<Fingerprint> {
+    let bytes = HEXLOWER.decode(line.trim().as_bytes()).ok()?;
+    Some(Fingerprint::from_bytes(bytes.try_into().ok()?))
+}
