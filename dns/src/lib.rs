@@ -27,5 +27,8 @@ pub mod name;
 pub mod plain;
 pub mod respond;
 pub mod service;
+pub mod shell;
 pub mod signals;
 pub mod zone;
+
+pub use shell::run::{Config, Error, Feeds, Section, run, serve};

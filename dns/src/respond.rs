@@ -1,7 +1,9 @@
 //! A packet in, a packet out: the fast path where it applies, else the plain one.
 
+use hickory_proto::op::Message;
+
 use crate::answer::{Answer, Rcode, answer};
-use crate::edns::Transport;
+use crate::edns::{Edns, Transport};
 use crate::fast::{self, Scratch};
 use crate::plain;
 use crate::zone::Zone;
@@ -111,4 +113,17 @@ pub fn question(packet: &[u8]) -> Option<&[u8]> {
             return rest.get(..at + 4);
         }
     }
+}
+
+/// How large an answer the sender of `packet`, an arbitrary query, can take.
+#[must_use]
+pub fn client_limit(packet: &[u8], transport: Transport) -> usize {
+    let payload = Message::from_vec(packet)
+        .ok()
+        .and_then(|query| query.edns.map(|edns| edns.max_payload()));
+    transport.limit(payload.map(|payload| Edns {
+        payload,
+        version: 0,
+        dnssec_ok: false,
+    }))
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use tombolo_clusterset::reachability::{BothLost, Lease, Link, LinkState, Verdict, verdict};
 use tombolo_clusterset::{ClusterId, LossPolicy, Snapshot};
 
+const POLICIES: [LossPolicy; 3] = [LossPolicy::Keep, LossPolicy::Degrade, LossPolicy::Withdraw];
+
 /// Remembers since when both signals of a cluster have been lost; one per process.
 #[derive(Debug, Default)]
 pub struct Tracker {
@@ -16,7 +18,8 @@ pub struct Tracker {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdicts {
     own: Option<ClusterId>,
-    members: BTreeMap<ClusterId, (Lease, Link)>,
+    /// By loss policy, in the order of [`POLICIES`].
+    members: BTreeMap<ClusterId, [Verdict; POLICIES.len()]>,
     /// How long until a verdict can change by the passing of time alone.
     pub changes_in: Option<Duration>,
 }
@@ -50,16 +53,14 @@ impl Tracker {
                 .and_then(|end| end.checked_duration_since(now))
                 .filter(|left| !left.is_zero());
             verdicts.changes_in = [verdicts.changes_in, remaining].into_iter().flatten().min();
+            let link = Link {
+                state,
+                rtt: None,
+                both_lost_for,
+            };
             verdicts.members.insert(
                 cluster.clone(),
-                (
-                    lease,
-                    Link {
-                        state,
-                        rtt: None,
-                        both_lost_for,
-                    },
-                ),
+                POLICIES.map(|policy| verdict(lease, link, policy)),
             );
         }
         verdicts
@@ -74,9 +75,16 @@ impl Verdicts {
         if self.own.as_ref() == Some(cluster) {
             return Verdict::Use;
         }
+        let at = POLICIES.iter().position(|known| *known == policy).unwrap_or(0);
         self.members
             .get(cluster)
-            .map_or(Verdict::Withdraw, |(lease, link)| verdict(*lease, *link, policy))
+            .map_or(Verdict::Withdraw, |verdicts| verdicts[at])
+    }
+
+    /// Whether both lead to the same zone.
+    #[must_use]
+    pub fn agree_with(&self, other: &Verdicts) -> bool {
+        self.own == other.own && self.members == other.members
     }
 }
 

@@ -8,3 +8,4 @@
 mod answers;
 mod fixture;
 mod packets;
+mod server;
