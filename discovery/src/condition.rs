@@ -41,7 +41,12 @@ impl Condition {
     /// A condition.
     #[must_use]
     pub fn new(kind: ConditionType, status: Status, reason: &str, message: impl Into<String>) -> Self {
-        Self { kind, status, reason: reason.to_owned(), message: message.into() }
+        Self {
+            kind,
+            status,
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
     }
 }
 

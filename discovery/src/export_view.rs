@@ -28,11 +28,17 @@ impl ExportView {
         for (key, export) in &manifests.exports {
             let condition = match (exportable(manifests, key), sightings.exports.get(key)) {
                 (Err(condition), _) => condition,
-                (Ok(_), None) => Condition::new(ConditionType::Valid, Status::Unknown, "Pending", "the export was not registered yet"),
+                (Ok(_), None) => Condition::new(
+                    ConditionType::Valid,
+                    Status::Unknown,
+                    "Pending",
+                    "the export was not registered yet",
+                ),
                 (Ok(service), Some(sighting)) => {
                     let export = publication(manifests, cluster, service, export, sighting);
                     let shared = before.exports.get(key).filter(|old| ***old == export).cloned();
-                    view.exports.insert(key.clone(), shared.unwrap_or_else(|| Arc::new(export)));
+                    view.exports
+                        .insert(key.clone(), shared.unwrap_or_else(|| Arc::new(export)));
                     Condition::new(ConditionType::Valid, Status::True, "Valid", "")
                 }
             };
@@ -43,7 +49,14 @@ impl ExportView {
 }
 
 fn exportable<'a>(manifests: &'a Manifests, key: &ServiceKey) -> Result<&'a ServiceManifest, Condition> {
-    let invalid = |reason: &str, message: String| Err(Condition::new(ConditionType::Valid, Status::False, reason, message));
+    let invalid = |reason: &str, message: String| {
+        Err(Condition::new(
+            ConditionType::Valid,
+            Status::False,
+            reason,
+            message,
+        ))
+    };
     match manifests.services.get(key) {
         None => invalid(
             "NoService",
@@ -99,7 +112,11 @@ fn families(service: &ServiceManifest, slices: &[EndpointSlice]) -> Vec<IpFamily
         return service.ip_families.clone();
     }
     let found: BTreeSet<IpFamily> = slices.iter().map(|slice| slice.family).collect();
-    if found.is_empty() { vec![IpFamily::V4] } else { found.into_iter().collect() }
+    if found.is_empty() {
+        vec![IpFamily::V4]
+    } else {
+        found.into_iter().collect()
+    }
 }
 
 #[cfg(test)]
@@ -112,13 +129,17 @@ mod tests {
     use super::*;
     use crate::manifest::{ManifestFile, read};
 
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {not: exported}}\n";
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {not: exported}}\n";
     const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv6\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: ['::1'], hostname: web-0}]\n";
     const EXPORT: &str = "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: web, namespace: shop, annotations: {tombolo.io/on-loss: keep}}\nspec: {exportedLabels: {team: a}}\n";
 
     fn view(documents: &[&str]) -> ExportView {
         let text = documents.join("---\n");
-        let manifests = read(&[ManifestFile { name: "x".into(), content: Ok(text.into_bytes()) }]);
+        let manifests = read(&[ManifestFile {
+            name: "x".into(),
+            content: Ok(text.into_bytes()),
+        }]);
         assert_eq!(manifests.errors, []);
         let mut sightings = Sightings::default();
         sightings.see(&manifests, 7, &mut StdRng::seed_from_u64(3));
@@ -126,7 +147,10 @@ mod tests {
         let view = ExportView::of(&manifests, &cluster, &sightings, &ExportView::default());
         let again = ExportView::of(&manifests, &cluster, &sightings, &view);
         for (key, export) in &view.exports {
-            assert!(Arc::ptr_eq(export, &again.exports[key]), "unchanged exports are shared");
+            assert!(
+                Arc::ptr_eq(export, &again.exports[key]),
+                "unchanged exports are shared"
+            );
         }
         view
     }
@@ -140,7 +164,11 @@ mod tests {
         let service = |spec: &str| format!("{SERVICE}spec: {spec}\n");
         let table: &[(Option<String>, Status, &str)] = &[
             (None, Status::False, "NoService"),
-            (Some(service("{type: ExternalName, externalName: a.b}")), Status::False, "InvalidServiceType"),
+            (
+                Some(service("{type: ExternalName, externalName: a.b}")),
+                Status::False,
+                "InvalidServiceType",
+            ),
             (Some(service("{ports: [{port: 80}]}")), Status::True, "Valid"),
             (Some(service("{clusterIP: None}")), Status::True, "Valid"),
         ];
@@ -148,7 +176,11 @@ mod tests {
             let documents: Vec<&str> = service.as_deref().into_iter().chain([EXPORT]).collect();
             let view = view(&documents);
             let valid = &view.valid[&key()];
-            assert_eq!((valid.status, valid.reason.as_str()), (*status, *reason), "{service:?}");
+            assert_eq!(
+                (valid.status, valid.reason.as_str()),
+                (*status, *reason),
+                "{service:?}"
+            );
             assert_eq!(view.exports.len(), usize::from(*status == Status::True));
         }
     }
@@ -159,14 +191,24 @@ mod tests {
         let view = view(&[&service, SLICE, EXPORT]);
         let export = &view.exports[&key()];
         assert_eq!(export.spec.service_type, ServiceType::Headless);
-        assert_eq!(export.spec.labels, BTreeMap::from([("team".to_owned(), "a".to_owned())]));
+        assert_eq!(
+            export.spec.labels,
+            BTreeMap::from([("team".to_owned(), "a".to_owned())])
+        );
         assert_eq!(export.spec.ip_families, [IpFamily::V6], "taken from the slices");
         assert_eq!(export.loss_policy, LossPolicy::Keep);
         assert_eq!(export.claimed_created_ms, 7);
-        assert_eq!(export.slices[0].port("http", Protocol::Tcp), Some(8080), "the resolved targetPort");
+        assert_eq!(
+            export.slices[0].port("http", Protocol::Tcp),
+            Some(8080),
+            "the resolved targetPort"
+        );
         let endpoint = &export.slices[0].endpoints[0];
         assert_eq!(endpoint.readiness, Readiness::Ready);
-        assert_eq!(endpoint.hostname.as_ref().map(|name| name.as_str()), Some("web-0"));
+        assert_eq!(
+            endpoint.hostname.as_ref().map(|name| name.as_str()),
+            Some("web-0")
+        );
     }
 
     #[test]

@@ -112,7 +112,11 @@ struct Reading {
 impl Reading {
     fn error(&mut self, file: &str, line: u32, reason: String) {
         if self.out.errors.len() < MAX_ERRORS {
-            self.out.errors.push(ManifestError { file: file.to_owned(), line, reason });
+            self.out.errors.push(ManifestError {
+                file: file.to_owned(),
+                line,
+                reason,
+            });
         }
     }
 
@@ -120,20 +124,33 @@ impl Reading {
         let text = match &file.content {
             Err(reason) => return self.error(&file.name, 0, format!("cannot be read: {reason}")),
             Ok(bytes) if bytes.len() > MAX_FILE_BYTES => {
-                let reason = format!("is {} bytes long; a manifest file may have {MAX_FILE_BYTES}: split it", bytes.len());
+                let reason = format!(
+                    "is {} bytes long; a manifest file may have {MAX_FILE_BYTES}: split it",
+                    bytes.len()
+                );
                 return self.error(&file.name, 0, reason);
             }
             Ok(bytes) => match std::str::from_utf8(bytes) {
                 Ok(text) => text,
                 Err(error) => {
-                    let line = 1 + bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count();
-                    return self.error(&file.name, documents::line_number(line), "is not UTF-8; save it as UTF-8".to_owned());
+                    let line = 1 + bytes
+                        .iter()
+                        .take(error.valid_up_to())
+                        .filter(|byte| **byte == b'\n')
+                        .count();
+                    return self.error(
+                        &file.name,
+                        documents::line_number(line),
+                        "is not UTF-8; save it as UTF-8".to_owned(),
+                    );
                 }
             },
         };
         for document in documents::split(text) {
             if self.documents >= MAX_DOCUMENTS {
-                let reason = format!("the manifests hold more than {MAX_DOCUMENTS} documents; this one and those after it are left out");
+                let reason = format!(
+                    "the manifests hold more than {MAX_DOCUMENTS} documents; this one and those after it are left out"
+                );
                 return self.error(&file.name, document.line, reason);
             }
             self.documents += 1;
@@ -156,7 +173,11 @@ impl Reading {
                 let slice = slice::read(document)?;
                 let key = slice.service.clone();
                 self.claim("EndpointSlice", &key, slice.slice.name.clone(), file, slice.line)?;
-                self.out.slices.entry(key).or_default().insert(slice.slice.name.clone(), slice);
+                self.out
+                    .slices
+                    .entry(key)
+                    .or_default()
+                    .insert(slice.slice.name.clone(), slice);
             }
             ("multicluster.x-k8s.io/v1alpha1" | "multicluster.x-k8s.io/v1beta1", "ServiceExport") => {
                 let export = export::read(document)?;
@@ -165,22 +186,41 @@ impl Reading {
                 self.out.exports.insert(key, export);
             }
             ("", _) | (_, "") => {
-                let reason = "has no apiVersion or no kind; write, for example, 'apiVersion: v1' and 'kind: Service'";
+                let reason =
+                    "has no apiVersion or no kind; write, for example, 'apiVersion: v1' and 'kind: Service'";
                 return Err((document.first_line(), reason.to_owned()));
             }
             (version, kind @ ("Service" | "EndpointSlice" | "ServiceExport")) => {
                 let known = "v1 Service, discovery.k8s.io/v1 EndpointSlice and multicluster.x-k8s.io/v1beta1 ServiceExport";
-                return Err((document.first_line(), format!("apiVersion '{version}' of {kind} is not known; Tombolo reads {known}")));
+                return Err((
+                    document.first_line(),
+                    format!("apiVersion '{version}' of {kind} is not known; Tombolo reads {known}"),
+                ));
             }
             (version, kind) => {
-                self.out.ignored.push((file.to_owned(), document.first_line(), format!("{version} {kind}")));
+                self.out.ignored.push((
+                    file.to_owned(),
+                    document.first_line(),
+                    format!("{version} {kind}"),
+                ));
             }
         }
         Ok(())
     }
 
-    fn claim(&mut self, kind: &'static str, key: &ServiceKey, name: String, file: &str, line: u32) -> Result<(), (u32, String)> {
-        let what = if name.is_empty() { format!("{kind} {key}") } else { format!("{kind} {}/{name}", key.namespace) };
+    fn claim(
+        &mut self,
+        kind: &'static str,
+        key: &ServiceKey,
+        name: String,
+        file: &str,
+        line: u32,
+    ) -> Result<(), (u32, String)> {
+        let what = if name.is_empty() {
+            format!("{kind} {key}")
+        } else {
+            format!("{kind} {}/{name}", key.namespace)
+        };
         match self.first.entry((kind, key.clone(), name)) {
             Entry::Vacant(free) => {
                 free.insert((file.to_owned(), line));
@@ -188,7 +228,10 @@ impl Reading {
             }
             Entry::Occupied(taken) => {
                 let (other, at) = taken.get();
-                Err((line, format!("{what} stands already at {other}:{at}; remove one of the two")))
+                Err((
+                    line,
+                    format!("{what} stands already at {other}:{at}; remove one of the two"),
+                ))
             }
         }
     }

@@ -80,7 +80,10 @@ mod tests {
         let text = format!(
             "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {{name: web, namespace: shop{meta}}}\n"
         );
-        read(&[ManifestFile { name: "x".into(), content: Ok(text.into_bytes()) }])
+        read(&[ManifestFile {
+            name: "x".into(),
+            content: Ok(text.into_bytes()),
+        }])
     }
 
     #[test]
@@ -92,7 +95,10 @@ mod tests {
         let first = book.exports[&key].clone();
         assert_eq!(first.created_ms, 1_000);
         assert_eq!((first.uid.len(), &first.uid[14..15]), (36, "4"));
-        assert!(!book.see(&manifests(""), 2_000, &mut rng), "seen again: nothing changes");
+        assert!(
+            !book.see(&manifests(""), 2_000, &mut rng),
+            "seen again: nothing changes"
+        );
         assert!(book.see(&Manifests::default(), 3_000, &mut rng));
         assert!(book.see(&manifests(""), 4_000, &mut rng));
         assert_eq!(book.exports[&key].created_ms, 4_000, "a second life");
@@ -106,8 +112,21 @@ mod tests {
         let key = ServiceKey::parse("shop/web").unwrap();
         let given = ", uid: u-1, creationTimestamp: 1970-01-01T00:00:05Z";
         book.see(&manifests(given), 9_000, &mut rng);
-        assert_eq!(book.exports[&key], Sighting { uid: "u-1".into(), created_ms: 5_000 });
+        assert_eq!(
+            book.exports[&key],
+            Sighting {
+                uid: "u-1".into(),
+                created_ms: 5_000
+            }
+        );
         book.see(&manifests(", uid: u-2"), 9_000, &mut rng);
-        assert_eq!(book.exports[&key], Sighting { uid: "u-2".into(), created_ms: 9_000 }, "another UID is another life");
+        assert_eq!(
+            book.exports[&key],
+            Sighting {
+                uid: "u-2".into(),
+                created_ms: 9_000
+            },
+            "another UID is another life"
+        );
     }
 }

@@ -55,7 +55,10 @@ impl Holder {
     /// The clusterset IP of `service` in `family`.
     #[must_use]
     pub fn import(service: &ServiceKey, family: IpFamily) -> Self {
-        Self::Import { service: service.clone(), v6: family == IpFamily::V6 }
+        Self::Import {
+            service: service.clone(),
+            v6: family == IpFamily::V6,
+        }
     }
 
     fn family(&self) -> IpFamily {
@@ -71,7 +74,11 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Import { service, .. } => write!(f, "import {service}"),
-            Self::StandIn { service, cluster, endpoint } => write!(f, "endpoint {endpoint} of {service} in {cluster}"),
+            Self::StandIn {
+                service,
+                cluster,
+                endpoint,
+            } => write!(f, "endpoint {endpoint} of {service} in {cluster}"),
         }
     }
 }
@@ -142,7 +149,9 @@ impl VipBook {
     pub fn restore(ranges: Vec<IpNet>, record: VipRecord) -> Self {
         let mut book = Self::new(ranges);
         for (holder, address) in record.held {
-            let ours = book.range(holder.family()).is_some_and(|range| usable(range, address));
+            let ours = book
+                .range(holder.family())
+                .is_some_and(|range| usable(range, address));
             if ours && book.in_use.insert(address) {
                 book.held.insert(holder, address);
             }
@@ -160,14 +169,27 @@ impl VipBook {
     pub fn to_record(&self) -> VipRecord {
         VipRecord {
             version: VIPS_VERSION,
-            held: self.held.iter().map(|(holder, address)| (holder.clone(), *address)).collect(),
-            resting: self.resting.iter().map(|(address, resting)| (*address, resting.clone())).collect(),
+            held: self
+                .held
+                .iter()
+                .map(|(holder, address)| (holder.clone(), *address))
+                .collect(),
+            resting: self
+                .resting
+                .iter()
+                .map(|(address, resting)| (*address, resting.clone()))
+                .collect(),
         }
     }
 
     /// Whether something changed since the last call; then the book must be stored before its addresses are used.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
+    }
+
+    /// The book could not be stored: it counts as changed again.
+    pub fn mark_changed(&mut self) {
+        self.changed = true;
     }
 
     /// The address that `holder` holds already.
@@ -200,37 +222,65 @@ impl VipBook {
 
     /// Releases every holder that is not in `live`; its address rests from now on.
     pub fn keep_only(&mut self, live: &BTreeSet<Holder>, now_unix_ms: u64) {
-        let gone: Vec<Holder> = self.held.keys().filter(|holder| !live.contains(*holder)).cloned().collect();
+        let gone: Vec<Holder> = self
+            .held
+            .keys()
+            .filter(|holder| !live.contains(*holder))
+            .cloned()
+            .collect();
         for holder in gone {
             if let Some(address) = self.held.remove(&holder) {
                 self.in_use.remove(&address);
-                self.resting.insert(address, Resting { holder, since_unix_ms: now_unix_ms });
+                self.resting.insert(
+                    address,
+                    Resting {
+                        holder,
+                        since_unix_ms: now_unix_ms,
+                    },
+                );
                 self.changed = true;
             }
         }
     }
 
     fn range(&self, family: IpFamily) -> Option<IpNet> {
-        self.ranges.iter().copied().find(|range| IpFamily::of(range.network()) == family)
+        self.ranges
+            .iter()
+            .copied()
+            .find(|range| IpFamily::of(range.network()) == family)
     }
 
     fn end_quarantines(&mut self, now_unix_ms: u64) {
         let quarantine = u64::try_from(QUARANTINE.as_millis()).unwrap_or(u64::MAX);
         let before = self.resting.len();
-        self.resting.retain(|_, resting| now_unix_ms.saturating_sub(resting.since_unix_ms) < quarantine);
+        self.resting
+            .retain(|_, resting| now_unix_ms.saturating_sub(resting.since_unix_ms) < quarantine);
         self.changed |= self.resting.len() != before;
     }
 
     /// Begins where the holder's hash points, so that a book that was lost is mostly written anew as it was.
     fn free(&self, range: IpNet, holder: &Holder) -> Result<IpAddr, VipError> {
-        let is_free = |address: &IpAddr| !self.in_use.contains(address) && !self.resting.contains_key(address);
+        let is_free =
+            |address: &IpAddr| !self.in_use.contains(address) && !self.resting.contains_key(address);
         let size = offsets(range);
-        let start = u128::from(hash(&holder.to_string())).checked_rem(size).unwrap_or_default();
-        let address = (0..size).map(|step| nth(range, 1 + (start + step) % size)).find(is_free);
+        let start = u128::from(hash(&holder.to_string()))
+            .checked_rem(size)
+            .unwrap_or_default();
+        let address = (0..size)
+            .map(|step| nth(range, 1 + (start + step) % size))
+            .find(is_free);
         address.ok_or_else(|| VipError::Exhausted {
             range,
-            held: self.held.values().filter(|address| range.contains(*address)).count(),
-            resting: self.resting.keys().filter(|address| range.contains(*address)).count(),
+            held: self
+                .held
+                .values()
+                .filter(|address| range.contains(*address))
+                .count(),
+            resting: self
+                .resting
+                .keys()
+                .filter(|address| range.contains(*address))
+                .count(),
         })
     }
 }
@@ -263,7 +313,9 @@ fn usable(range: IpNet, address: IpAddr) -> bool {
 
 /// FNV-1a, 64 bits: the same in every build, which `std`'s hasher does not promise.
 fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

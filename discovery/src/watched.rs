@@ -90,7 +90,9 @@ pub enum Taken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The broker is behind what this agent has seen.
-    #[error("the broker stands at incarnation {incarnation} revision {revision}, which is older than ours ({ours_incarnation}, {ours}); trying another")]
+    #[error(
+        "the broker stands at incarnation {incarnation} revision {revision}, which is older than ours ({ours_incarnation}, {ours}); trying another"
+    )]
     Behind {
         /// Its incarnation.
         incarnation: u64,
@@ -138,7 +140,11 @@ impl WatchState {
     /// A state that was cached. It is not fresh before a broker confirms it.
     #[must_use]
     pub fn restored(current: Watched, confirmed_unix_ms: u64) -> Self {
-        Self { current, confirmed_unix_ms, ..Self::default() }
+        Self {
+            current,
+            confirmed_unix_ms,
+            ..Self::default()
+        }
     }
 
     /// The newest whole state.
@@ -183,32 +189,58 @@ impl WatchState {
     /// # Errors
     /// [`WatchError`]: close the stream, and try another broker. An entry that makes no sense is no error: it is left out and
     /// reported through `reject`.
-    pub fn take(&mut self, event: v1::WatchEvent, mut reject: impl FnMut(Invalid)) -> Result<Taken, WatchError> {
+    pub fn take(
+        &mut self,
+        event: v1::WatchEvent,
+        mut reject: impl FnMut(Invalid),
+    ) -> Result<Taken, WatchError> {
         use v1::watch_event::Event;
         match event.event.ok_or(WatchError::OutOfOrder("an empty event"))? {
             Event::Init(init) => {
                 self.pending.clear();
-                self.staging = Some(Watched { incarnation: init.incarnation, ..Watched::default() });
+                self.staging = Some(Watched {
+                    incarnation: init.incarnation,
+                    ..Watched::default()
+                });
                 Ok(Taken::Part)
             }
             Event::Apply(apply) => {
-                let entry = apply.entry.ok_or(WatchError::OutOfOrder("an Apply without an entry"))?;
+                let entry = apply
+                    .entry
+                    .ok_or(WatchError::OutOfOrder("an Apply without an entry"))?;
                 self.push(Change::Apply(Box::new(entry)), &mut reject)
             }
             Event::Delete(delete) => {
-                let key = delete.key.ok_or(WatchError::OutOfOrder("a Delete without a key"))?;
+                let key = delete
+                    .key
+                    .ok_or(WatchError::OutOfOrder("a Delete without a key"))?;
                 self.push(Change::Delete(Box::new(key)), &mut reject)
             }
             Event::InitDone(done) => {
-                let mut staged = self.staging.take().ok_or(WatchError::OutOfOrder("InitDone without Init"))?;
+                let mut staged = self
+                    .staging
+                    .take()
+                    .ok_or(WatchError::OutOfOrder("InitDone without Init"))?;
                 let (incarnation, revision) = (done.incarnation, done.revision);
                 let ours = (self.current.incarnation, self.current.revision);
                 if (incarnation, revision) < ours {
-                    return Err(WatchError::Behind { incarnation, revision, ours_incarnation: ours.0, ours: ours.1 });
+                    return Err(WatchError::Behind {
+                        incarnation,
+                        revision,
+                        ours_incarnation: ours.0,
+                        ours: ours.1,
+                    });
                 }
                 (staged.incarnation, staged.revision) = (incarnation, revision);
                 self.current = staged;
-                let changes = Changes { all: true, members: true, drills: true, brokers: true, trust: true, ..Changes::default() };
+                let changes = Changes {
+                    all: true,
+                    members: true,
+                    drills: true,
+                    brokers: true,
+                    trust: true,
+                    ..Changes::default()
+                };
                 Ok(self.confirm(changes, &done))
             }
             Event::Progress(progress) => {
@@ -243,7 +275,11 @@ impl WatchState {
         if progress.fresh {
             self.confirmed_unix_ms = self.confirmed_unix_ms.max(progress.unix_ms);
         }
-        Taken::Batch { changes, fresh: progress.fresh, unix_ms: progress.unix_ms }
+        Taken::Batch {
+            changes,
+            fresh: progress.fresh,
+            unix_ms: progress.unix_ms,
+        }
     }
 }
 
@@ -271,11 +307,21 @@ impl Watched {
     /// [`Invalid`] when it makes no sense; the state is then as before.
     pub fn apply(&mut self, entry: &v1::Entry, changes: &mut Changes) -> Result<(), Invalid> {
         use v1::entry::Entry;
-        match entry.entry.as_ref().ok_or_else(|| Invalid::new("entry", "is missing"))? {
+        match entry
+            .entry
+            .as_ref()
+            .ok_or_else(|| Invalid::new("entry", "is missing"))?
+        {
             Entry::Member(member) => {
-                let view = member.view.as_ref().ok_or_else(|| Invalid::new("member.view", "is missing"))?;
+                let view = member
+                    .view
+                    .as_ref()
+                    .ok_or_else(|| Invalid::new("member.view", "is missing"))?;
                 let view = ClusterView::try_from(view).map_err(|invalid| invalid.within("member"))?;
-                let moved = self.members.get(&view.id).is_none_or(|old| old.network != view.network);
+                let moved = self
+                    .members
+                    .get(&view.id)
+                    .is_none_or(|old| old.network != view.network);
                 changes.members |= moved;
                 self.members.insert(view.id.clone(), view);
             }
@@ -283,7 +329,10 @@ impl Watched {
                 let record = ExportRecord::try_from(record).map_err(|invalid| invalid.within("export"))?;
                 let (key, cluster) = (record.export.key.clone(), record.export.cluster.clone());
                 changes.services.insert(key.clone());
-                self.records.entry(key).or_default().insert(cluster, Arc::new(record));
+                self.records
+                    .entry(key)
+                    .or_default()
+                    .insert(cluster, Arc::new(record));
             }
             Entry::Grant(grant) => {
                 let key = convert::service_key("grant.key", grant.key.as_ref())?;
@@ -317,7 +366,11 @@ impl Watched {
 
     fn delete(&mut self, key: &v1::EntryKey, changes: &mut Changes) -> Result<(), Invalid> {
         use v1::entry_key::Key;
-        match key.key.as_ref().ok_or_else(|| Invalid::new("key", "is missing"))? {
+        match key
+            .key
+            .as_ref()
+            .ok_or_else(|| Invalid::new("key", "is missing"))?
+        {
             Key::Member(cluster) => {
                 self.members.remove(&convert::cluster_id("member", cluster)?);
                 changes.members = true;
@@ -354,20 +407,40 @@ impl Watched {
     pub fn to_entries(&self) -> Vec<v1::Entry> {
         use v1::entry::Entry;
         let members = self.members.values().map(|view| {
-            Entry::Member(v1::Member { view: Some(view.into()), ..v1::Member::default() })
+            Entry::Member(v1::Member {
+                view: Some(view.into()),
+                ..v1::Member::default()
+            })
         });
-        let records = self.records.values().flat_map(BTreeMap::values).map(|record| Entry::Export(record.as_ref().into()));
+        let records = self
+            .records
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|record| Entry::Export(record.as_ref().into()));
         let grants = self.grants.by_export.iter().map(|((key, exporter), importers)| {
             let importers = importers.iter().map(ToString::to_string).collect();
-            Entry::Grant(v1::Grant { key: Some(key.into()), exporter: exporter.to_string(), importers })
+            Entry::Grant(v1::Grant {
+                key: Some(key.into()),
+                exporter: exporter.to_string(),
+                importers,
+            })
         });
         let reservations = self.grants.reserved.iter().map(|(namespace, clusters)| {
             let clusters = clusters.iter().map(ToString::to_string).collect();
-            Entry::Reservation(v1::Reservation { namespace: namespace.to_string(), clusters })
+            Entry::Reservation(v1::Reservation {
+                namespace: namespace.to_string(),
+                clusters,
+            })
         });
         let trust = Entry::Trust(self.trust.to_bundle());
-        let brokers = Entry::Brokers(v1::Brokers { addresses: self.brokers.clone() });
-        let all = members.chain(records).chain(grants).chain(reservations).chain([trust, brokers]);
+        let brokers = Entry::Brokers(v1::Brokers {
+            addresses: self.brokers.clone(),
+        });
+        let all = members
+            .chain(records)
+            .chain(grants)
+            .chain(reservations)
+            .chain([trust, brokers]);
         all.map(|entry| v1::Entry { entry: Some(entry) }).collect()
     }
 }
@@ -378,8 +451,16 @@ impl Trust {
     pub fn to_bundle(&self) -> v1::TrustBundle {
         v1::TrustBundle {
             trust_domain: self.trust_domain.clone(),
-            roots: self.roots.iter().map(|root| bytes::Bytes::copy_from_slice(root)).collect(),
-            denied: self.denied.iter().map(|key| bytes::Bytes::copy_from_slice(key)).collect(),
+            roots: self
+                .roots
+                .iter()
+                .map(|root| bytes::Bytes::copy_from_slice(root))
+                .collect(),
+            denied: self
+                .denied
+                .iter()
+                .map(|key| bytes::Bytes::copy_from_slice(key))
+                .collect(),
             revision: self.revision,
         }
     }
@@ -394,7 +475,8 @@ pub fn trust(bundle: &v1::TrustBundle) -> Result<Trust, Invalid> {
         return Err(Invalid::new("trust.roots", "is empty"));
     }
     let denied = bundle.denied.iter().map(|key| {
-        <[u8; 32]>::try_from(key.as_ref()).map_err(|_| Invalid::new("trust.denied", format!("{} bytes are no SHA-256", key.len())))
+        <[u8; 32]>::try_from(key.as_ref())
+            .map_err(|_| Invalid::new("trust.denied", format!("{} bytes are no SHA-256", key.len())))
     });
     Ok(Trust {
         trust_domain: bundle.trust_domain.clone(),
@@ -406,9 +488,18 @@ pub fn trust(bundle: &v1::TrustBundle) -> Result<Trust, Invalid> {
 
 fn clusters(field: &str, names: &[String]) -> Result<BTreeSet<ClusterId>, Invalid> {
     if names.len() > MAX_CLUSTERS_NAMED {
-        return Err(Invalid::new(field, format!("names {} clusters; at most {MAX_CLUSTERS_NAMED} are allowed", names.len())));
+        return Err(Invalid::new(
+            field,
+            format!(
+                "names {} clusters; at most {MAX_CLUSTERS_NAMED} are allowed",
+                names.len()
+            ),
+        ));
     }
-    names.iter().map(|name| convert::cluster_id(field, name)).collect()
+    names
+        .iter()
+        .map(|name| convert::cluster_id(field, name))
+        .collect()
 }
 
 fn namespace(text: &str) -> Result<Namespace, Invalid> {
@@ -416,8 +507,8 @@ fn namespace(text: &str) -> Result<Namespace, Invalid> {
 }
 
 fn export_key(key: &v1::ExportKey) -> Result<(ServiceKey, ClusterId), Invalid> {
-    Ok((convert::service_key("service", key.service.as_ref())?, convert::cluster_id("cluster", &key.cluster)?))
+    Ok((
+        convert::service_key("service", key.service.as_ref())?,
+        convert::cluster_id("cluster", &key.cluster)?,
+    ))
 }
-
-#[cfg(test)]
-mod tests;

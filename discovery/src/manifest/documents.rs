@@ -23,14 +23,22 @@ pub(super) fn split(text: &str) -> Vec<Document<'_>> {
     let mut found = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 1, 0);
     for (at, line) in text.split_inclusive('\n').enumerate() {
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker && offset > start {
-            found.push(Document { text: &text[start..offset], line: start_line });
+            found.push(Document {
+                text: &text[start..offset],
+                line: start_line,
+            });
             (start, start_line) = (offset, line_number(at + 1));
         }
         offset += line.len();
     }
-    found.push(Document { text: &text[start..], line: start_line });
+    found.push(Document {
+        text: &text[start..],
+        line: start_line,
+    });
     found.retain(Document::says_something);
     found
 }
@@ -51,9 +59,16 @@ impl Document<'_> {
         serde_saphyr::from_str(self.text).map_err(|error| {
             let line = match error.location().map(|location| location.line()) {
                 None | Some(0) => self.first_line(),
-                Some(line) => self.line.saturating_add(u32::try_from(line - 1).unwrap_or(u32::MAX)),
+                Some(line) => self
+                    .line
+                    .saturating_add(u32::try_from(line - 1).unwrap_or(u32::MAX)),
             };
-            (line, DefaultMessageFormatter.format_message(error.without_snippet()).into_owned())
+            (
+                line,
+                DefaultMessageFormatter
+                    .format_message(error.without_snippet())
+                    .into_owned(),
+            )
         })
     }
 }
@@ -81,7 +96,10 @@ mod tests {
             ("--- {a: 1}\n", &[(1, 1)]),
         ];
         for (text, expected) in table {
-            let found: Vec<(u32, u32)> = split(text).iter().map(|found| (found.line, found.first_line())).collect();
+            let found: Vec<(u32, u32)> = split(text)
+                .iter()
+                .map(|found| (found.line, found.first_line()))
+                .collect();
             assert_eq!(&found, expected, "{text:?}");
         }
     }

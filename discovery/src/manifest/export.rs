@@ -58,23 +58,43 @@ pub(super) fn read(document: &Document<'_>) -> Result<ExportManifest, (u32, Stri
     let spec = raw.spec.unwrap_or_default();
     let labels = spec.exported_labels.unwrap_or_default();
     let annotations = spec.exported_annotations.unwrap_or_default();
-    let bytes: usize = labels.iter().chain(&annotations).map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = labels
+        .iter()
+        .chain(&annotations)
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if bytes > MAX_EXPORTED_BYTES {
-        let reason = format!("ServiceExport {key} exports {bytes} bytes of labels and annotations; at most {MAX_EXPORTED_BYTES} are allowed");
+        let reason = format!(
+            "ServiceExport {key} exports {bytes} bytes of labels and annotations; at most {MAX_EXPORTED_BYTES} are allowed"
+        );
         return at(document, Err(reason));
     }
     let uid = raw.metadata.uid.filter(|uid| !uid.is_empty());
-    if uid.as_ref().is_some_and(|uid| uid.len() > UID_MAX || uid.chars().any(char::is_control)) {
-        return at(document, Err(format!("ServiceExport {key}: metadata.uid has at most {UID_MAX} bytes and no control characters")));
+    if uid
+        .as_ref()
+        .is_some_and(|uid| uid.len() > UID_MAX || uid.chars().any(char::is_control))
+    {
+        return at(
+            document,
+            Err(format!(
+                "ServiceExport {key}: metadata.uid has at most {UID_MAX} bytes and no control characters"
+            )),
+        );
     }
-    let on_loss = raw.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ON_LOSS_ANNOTATION));
+    let on_loss = raw
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(ON_LOSS_ANNOTATION));
     let loss_policy = match on_loss.map(String::as_str) {
         None => LossPolicy::default(),
         Some("keep") => LossPolicy::Keep,
         Some("degrade") => LossPolicy::Degrade,
         Some("withdraw") => LossPolicy::Withdraw,
         Some(other) => {
-            let reason = format!("ServiceExport {key}: {ON_LOSS_ANNOTATION} is '{other}'; use keep, degrade or withdraw");
+            let reason = format!(
+                "ServiceExport {key}: {ON_LOSS_ANNOTATION} is '{other}'; use keep, degrade or withdraw"
+            );
             return at(document, Err(reason));
         }
     };

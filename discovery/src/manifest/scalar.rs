@@ -53,7 +53,9 @@ impl TryFrom<String> for ObjectName {
         if text.len() <= TEXT_MAX && text.split('.').all(valid) {
             Ok(Self(text))
         } else {
-            Err(format!("name '{text}' is no RFC 1123 subdomain: labels of a-z, 0-9 and '-', joined by '.'"))
+            Err(format!(
+                "name '{text}' is no RFC 1123 subdomain: labels of a-z, 0-9 and '-', joined by '.'"
+            ))
         }
     }
 }
@@ -66,9 +68,9 @@ pub(super) struct Timestamp(pub(super) u64);
 impl TryFrom<String> for Timestamp {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let time: jiff::Timestamp = text
-            .parse()
-            .map_err(|error| format!("creationTimestamp '{text}' is no RFC 3339 time ({error}); write 2026-01-31T12:00:00Z"))?;
+        let time: jiff::Timestamp = text.parse().map_err(|error| {
+            format!("creationTimestamp '{text}' is no RFC 3339 time ({error}); write 2026-01-31T12:00:00Z")
+        })?;
         u64::try_from(time.as_millisecond())
             .map(Self)
             .map_err(|_| format!("creationTimestamp '{text}' lies before 1970"))
@@ -154,7 +156,9 @@ impl TryFrom<String> for BackendAddress {
     fn try_from(text: String) -> Result<Self, String> {
         let address: IpAddr = text.parse().map_err(|_| format!("'{text}' is no IP address"))?;
         if address.is_unspecified() || address.is_multicast() || address == std::net::Ipv4Addr::BROADCAST {
-            return Err(format!("{address} cannot be the address of a backend (unspecified, multicast or broadcast)"));
+            return Err(format!(
+                "{address} cannot be the address of a backend (unspecified, multicast or broadcast)"
+            ));
         }
         Ok(Self(address))
     }
@@ -169,7 +173,9 @@ impl TryFrom<String> for ShortText {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         if text.len() > TEXT_MAX || text.chars().any(char::is_control) {
-            return Err(format!("a text here has at most {TEXT_MAX} bytes and no control characters"));
+            return Err(format!(
+                "a text here has at most {TEXT_MAX} bytes and no control characters"
+            ));
         }
         Ok(Self(text))
     }

@@ -139,17 +139,36 @@ pub(super) fn read(document: &Document<'_>) -> Result<ServiceManifest, (u32, Str
     };
     let ports: Vec<ServicePort> = spec.ports.unwrap_or_default().into_iter().map(port).collect();
     at(document, check_ports(&key, kind, &ports))?;
-    let ip_families: Vec<IpFamily> = spec.ip_families.unwrap_or_default().into_iter().map(|family| family.0).collect();
+    let ip_families: Vec<IpFamily> = spec
+        .ip_families
+        .unwrap_or_default()
+        .into_iter()
+        .map(|family| family.0)
+        .collect();
     if ip_families.len() != ip_families.iter().collect::<BTreeSet<_>>().len() {
-        return at(document, Err(format!("Service {key} names an address family twice; each may stand once in ipFamilies")));
+        return at(
+            document,
+            Err(format!(
+                "Service {key} names an address family twice; each may stand once in ipFamilies"
+            )),
+        );
     }
-    let timeout = spec.session_affinity_config.and_then(|config| config.client_ip).and_then(|client| client.timeout_seconds);
+    let timeout = spec
+        .session_affinity_config
+        .and_then(|config| config.client_ip)
+        .and_then(|client| client.timeout_seconds);
     let (session_affinity, session_affinity_timeout_seconds) = match spec.session_affinity {
         None | Some(Affinity::None) => (SessionAffinity::None, None),
-        Some(Affinity::ClientIp) => (SessionAffinity::ClientIp, Some(timeout.unwrap_or(DEFAULT_AFFINITY_SECONDS))),
+        Some(Affinity::ClientIp) => (
+            SessionAffinity::ClientIp,
+            Some(timeout.unwrap_or(DEFAULT_AFFINITY_SECONDS)),
+        ),
     };
-    if session_affinity_timeout_seconds.is_some_and(|seconds| seconds == 0 || seconds > MAX_AFFINITY_SECONDS) {
-        let reason = format!("Service {key}: sessionAffinityConfig.clientIP.timeoutSeconds must be 1 to {MAX_AFFINITY_SECONDS}");
+    if session_affinity_timeout_seconds.is_some_and(|seconds| seconds == 0 || seconds > MAX_AFFINITY_SECONDS)
+    {
+        let reason = format!(
+            "Service {key}: sessionAffinityConfig.clientIP.timeoutSeconds must be 1 to {MAX_AFFINITY_SECONDS}"
+        );
         return at(document, Err(reason));
     }
     let internal_traffic_policy = match spec.internal_traffic_policy {
@@ -170,26 +189,44 @@ pub(super) fn read(document: &Document<'_>) -> Result<ServiceManifest, (u32, Str
 }
 
 fn port(raw: Port) -> ServicePort {
-    ServicePort { name: raw.name.0, protocol: raw.protocol.0, port: raw.port.0, app_protocol: raw.app_protocol.0 }
+    ServicePort {
+        name: raw.name.0,
+        protocol: raw.protocol.0,
+        port: raw.port.0,
+        app_protocol: raw.app_protocol.0,
+    }
 }
 
 fn check_ports(key: &ServiceKey, kind: ServiceKind, ports: &[ServicePort]) -> Result<(), String> {
     if ports.len() > MAX_PORTS {
-        return Err(format!("Service {key} has {} ports; at most {MAX_PORTS} are allowed", ports.len()));
+        return Err(format!(
+            "Service {key} has {} ports; at most {MAX_PORTS} are allowed",
+            ports.len()
+        ));
     }
     if ports.is_empty() && kind == ServiceKind::ClusterIp {
-        return Err(format!("Service {key} has no ports; give it spec.ports with at least one port, or clusterIP: None"));
+        return Err(format!(
+            "Service {key} has no ports; give it spec.ports with at least one port, or clusterIP: None"
+        ));
     }
     if ports.len() > 1 && ports.iter().any(|port| port.name.is_empty()) {
-        return Err(format!("Service {key} has several ports, and one has no name; each needs one"));
+        return Err(format!(
+            "Service {key} has several ports, and one has no name; each needs one"
+        ));
     }
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     for port in ports {
         if !names.insert(port.name.as_str()) {
-            return Err(format!("Service {key} has two ports named '{}'; names must differ", port.name));
+            return Err(format!(
+                "Service {key} has two ports named '{}'; names must differ",
+                port.name
+            ));
         }
         if !numbers.insert((port.protocol, port.port)) {
-            return Err(format!("Service {key} has port {}/{} twice", port.protocol, port.port));
+            return Err(format!(
+                "Service {key} has port {}/{} twice",
+                port.protocol, port.port
+            ));
         }
     }
     Ok(())

@@ -7,7 +7,9 @@ use tombolo_clusterset::endpoint::IpFamily;
 use tombolo_clusterset::{Endpoint, EndpointSlice, Label, Readiness, ServiceKey, ServiceName, SlicePort};
 
 use super::documents::Document;
-use super::scalar::{BackendAddress, Family, Meta, ObjectName, PortName, PortNumber, ShortText, Transport, at};
+use super::scalar::{
+    BackendAddress, Family, Meta, ObjectName, PortName, PortNumber, ShortText, Transport, at,
+};
 
 /// Most endpoints of a slice (the API's limit).
 const MAX_ENDPOINTS: usize = 1_000;
@@ -88,35 +90,62 @@ pub(super) fn read(document: &Document<'_>) -> Result<SliceManifest, (u32, Strin
     let name = raw.metadata.name.0.clone();
     let service = at(document, service_of(&raw.metadata))?;
     let ports: Vec<SlicePort> = raw.ports.unwrap_or_default().into_iter().map(port).collect();
-    let names: BTreeSet<(&str, _)> = ports.iter().map(|port| (port.name.as_str(), port.protocol)).collect();
+    let names: BTreeSet<(&str, _)> = ports
+        .iter()
+        .map(|port| (port.name.as_str(), port.protocol))
+        .collect();
     if names.len() != ports.len() {
-        return at(document, Err(format!("EndpointSlice {name} has two ports of one name; names must differ")));
+        return at(
+            document,
+            Err(format!(
+                "EndpointSlice {name} has two ports of one name; names must differ"
+            )),
+        );
     }
     let endpoints = raw.endpoints.unwrap_or_default();
     if endpoints.len() > MAX_ENDPOINTS {
-        let reason = format!("EndpointSlice {name} has {} endpoints; at most {MAX_ENDPOINTS} are allowed: split it", endpoints.len());
+        let reason = format!(
+            "EndpointSlice {name} has {} endpoints; at most {MAX_ENDPOINTS} are allowed: split it",
+            endpoints.len()
+        );
         return at(document, Err(reason));
     }
     let family = raw.address_type.0;
-    let endpoints = endpoints.into_iter().map(|raw| endpoint(&name, family, raw)).collect::<Result<Vec<_>, _>>();
+    let endpoints = endpoints
+        .into_iter()
+        .map(|raw| endpoint(&name, family, raw))
+        .collect::<Result<Vec<_>, _>>();
     let endpoints = at(document, endpoints)?;
     let addresses: BTreeSet<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
     if addresses.len() != endpoints.len() {
-        return at(document, Err(format!("EndpointSlice {name} has one address in two endpoints")));
+        return at(
+            document,
+            Err(format!("EndpointSlice {name} has one address in two endpoints")),
+        );
     }
     Ok(SliceManifest {
         line: document.first_line(),
         service,
-        slice: EndpointSlice { name, family, ports, endpoints },
+        slice: EndpointSlice {
+            name,
+            family,
+            ports,
+            endpoints,
+        },
     })
 }
 
 fn service_of(meta: &Meta<ObjectName>) -> Result<ServiceKey, String> {
     let name = &meta.name.0;
-    let label = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL)).ok_or_else(|| {
-        format!("EndpointSlice {name} belongs to no Service; give it the label {SERVICE_LABEL}: NAME")
-    })?;
-    let service = ServiceName::parse(label).map_err(|error| format!("EndpointSlice {name}, label {SERVICE_LABEL}: {error}"))?;
+    let label = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_LABEL))
+        .ok_or_else(|| {
+            format!("EndpointSlice {name} belongs to no Service; give it the label {SERVICE_LABEL}: NAME")
+        })?;
+    let service = ServiceName::parse(label)
+        .map_err(|error| format!("EndpointSlice {name}, label {SERVICE_LABEL}: {error}"))?;
     Ok(ServiceKey::new(meta.namespace.clone(), service))
 }
 
@@ -131,10 +160,15 @@ fn port(raw: Port) -> SlicePort {
 /// The addresses of one endpoint are fungible (discovery/v1): like kube-proxy we use the first.
 fn endpoint(slice: &str, family: IpFamily, raw: RawEndpoint) -> Result<Endpoint, String> {
     let Some(BackendAddress(address)) = raw.addresses.first().copied() else {
-        return Err(format!("EndpointSlice {slice} has an endpoint without an address"));
+        return Err(format!(
+            "EndpointSlice {slice} has an endpoint without an address"
+        ));
     };
     if IpFamily::of(address) != family {
-        return Err(format!("EndpointSlice {slice} has addressType {} and the address {address}", family.as_str()));
+        return Err(format!(
+            "EndpointSlice {slice} has addressType {} and the address {address}",
+            family.as_str()
+        ));
     }
     Ok(Endpoint {
         address,

@@ -30,8 +30,14 @@ fn an_address_outlives_a_restart() {
 #[test]
 fn the_first_and_last_address_are_not_given_out() {
     let mut book = book("127.11.64.0/30");
-    let given: BTreeSet<IpAddr> = ["a", "b"].iter().map(|name| book.hold(&holder(name), 0).unwrap()).collect();
-    assert_eq!(given, BTreeSet::from(["127.11.64.1".parse().unwrap(), "127.11.64.2".parse().unwrap()]));
+    let given: BTreeSet<IpAddr> = ["a", "b"]
+        .iter()
+        .map(|name| book.hold(&holder(name), 0).unwrap())
+        .collect();
+    assert_eq!(
+        given,
+        BTreeSet::from(["127.11.64.1".parse().unwrap(), "127.11.64.2".parse().unwrap()])
+    );
     assert_eq!(
         book.hold(&holder("c"), 0).unwrap_err().to_string(),
         "the range 127.11.64.0/30 has no free address: 2 are held and 0 rest for up to 10 minutes; widen it in cluster.toml"
@@ -44,26 +50,60 @@ fn a_released_address_rests_and_its_old_holder_may_return() {
     let a = book.hold(&holder("a"), 0).unwrap();
     book.hold(&holder("b"), 0).unwrap();
     book.keep_only(&BTreeSet::from([holder("b")]), MINUTE_MS);
-    assert!(matches!(book.hold(&holder("c"), 10 * MINUTE_MS), Err(VipError::Exhausted { resting: 1, .. })));
-    assert_eq!(book.hold(&holder("a"), 10 * MINUTE_MS).unwrap(), a, "its own again");
+    assert!(matches!(
+        book.hold(&holder("c"), 10 * MINUTE_MS),
+        Err(VipError::Exhausted { resting: 1, .. })
+    ));
+    assert_eq!(
+        book.hold(&holder("a"), 10 * MINUTE_MS).unwrap(),
+        a,
+        "its own again"
+    );
     book.keep_only(&BTreeSet::from([holder("b")]), 20 * MINUTE_MS);
-    assert_eq!(book.hold(&holder("c"), 30 * MINUTE_MS).unwrap(), a, "after the quarantine");
+    assert_eq!(
+        book.hold(&holder("c"), 30 * MINUTE_MS).unwrap(),
+        a,
+        "after the quarantine"
+    );
 }
 
 #[test]
 fn families_have_their_own_range() {
-    let mut book = VipBook::new(vec!["127.11.64.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()]);
+    let mut book = VipBook::new(vec![
+        "127.11.64.0/24".parse().unwrap(),
+        "fd00::/64".parse().unwrap(),
+    ]);
     let service = ServiceKey::parse("shop/web").unwrap();
-    assert!(book.hold(&Holder::import(&service, IpFamily::V4), 0).unwrap().is_ipv4());
-    assert!(book.hold(&Holder::import(&service, IpFamily::V6), 0).unwrap().is_ipv6());
+    assert!(
+        book.hold(&Holder::import(&service, IpFamily::V4), 0)
+            .unwrap()
+            .is_ipv4()
+    );
+    assert!(
+        book.hold(&Holder::import(&service, IpFamily::V6), 0)
+            .unwrap()
+            .is_ipv6()
+    );
     let mut only_v6 = VipBook::new(vec!["fd00::/64".parse().unwrap()]);
-    let error = only_v6.hold(&Holder::import(&service, IpFamily::V4), 0).unwrap_err();
-    assert_eq!(error.to_string(), "no IPv4 range is configured; set agent.vip_range in cluster.toml");
+    let error = only_v6
+        .hold(&Holder::import(&service, IpFamily::V4), 0)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no IPv4 range is configured; set agent.vip_range in cluster.toml"
+    );
 }
 
 #[test]
 fn ranges_of_any_size_are_safe() {
-    for (range, fits) in [("127.0.0.1/32", false), ("127.0.0.0/31", false), ("127.0.0.0/30", true), ("::/0", true), ("0.0.0.0/0", true), ("fd00::/127", false)] {
+    for (range, fits) in [
+        ("127.0.0.1/32", false),
+        ("127.0.0.0/31", false),
+        ("127.0.0.0/30", true),
+        ("::/0", true),
+        ("0.0.0.0/0", true),
+        ("fd00::/127", false),
+    ] {
         let range: IpNet = range.parse().unwrap();
         let family = IpFamily::of(range.network());
         let mut book = VipBook::new(vec![range]);
