@@ -1,7 +1,7 @@
 //! DNS for `clusterset.local`: the MCS DNS specification 1.0.0, answered from the snapshot.
 //!
 //! - Pure: [`signals`] (lease and link → verdict), [`service`] (import → names), [`zone`] (snapshot → index), [`answer`]
-//!   (question → answer), [`fast`] and [`plain`] (octets → octets), [`limit`] (who has had enough).
+//!   (question → answer), [`fast`], [`encode`] and [`plain`] (octets → octets), [`limit`] (who has had enough).
 //! - [`shell`]: sockets, threads, upstreams, feeds.
 //!
 //! ```text
@@ -19,6 +19,7 @@
 
 pub mod answer;
 pub mod edns;
+pub mod encode;
 pub mod fast;
 #[cfg(test)]
 mod fixture;

@@ -7,12 +7,13 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
+use crate::answer::answer;
 use crate::answer::{
     Answer, MAILBOX, Question, Rcode, RecordSet, SCHEMA_VERSION, SERVER, SOA_TIMERS, TTL_NEGATIVE, order,
 };
-use crate::answer::{answer, rtype};
-use crate::edns::{Edns, OPT_OCTETS, PAYLOAD_MAX, Transport};
-use crate::fast::{HEADER_OCTETS, SRV_PRIORITY, SRV_WEIGHT, flag};
+use crate::edns::{Edns, PAYLOAD_MAX, Transport};
+use crate::encode::{SRV_PRIORITY, SRV_WEIGHT};
+use crate::fast::{HEADER_OCTETS, flag};
 use crate::name::{APEX, Labels};
 use crate::respond::{Reply, Responder, Summary};
 use crate::service::Addresses;
@@ -299,6 +300,3 @@ fn wire(name: &Name) -> Vec<u8> {
 
 static SERVER_NAME: LazyLock<Name> = LazyLock::new(|| name(&[SERVER, APEX].concat()).unwrap_or_default());
 static MAILBOX_NAME: LazyLock<Name> = LazyLock::new(|| name(&[MAILBOX, APEX].concat()).unwrap_or_default());
-
-/// The record types of this module and of the fast path are the same numbers.
-const _: () = assert!(rtype::A == 1 && OPT_OCTETS == 11);

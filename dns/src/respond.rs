@@ -4,6 +4,7 @@ use hickory_proto::op::Message;
 
 use crate::answer::{Answer, Rcode, answer};
 use crate::edns::{Edns, Transport};
+use crate::encode;
 use crate::fast::{self, Scratch};
 use crate::plain;
 use crate::zone::Zone;
@@ -70,7 +71,7 @@ impl<R: rand::Rng> Responder<R> {
         if answer == Answer::Outside && self.recursion {
             return Reply::Forward(summary);
         }
-        summary.truncated = fast::write(self, &query, answer, zone, out);
+        summary.truncated = encode::write(self, &query, answer, zone, out);
         Reply::Done(summary)
     }
 }

@@ -13,6 +13,8 @@ use crate::signals::Verdicts;
 /// TTL of clusterset IPs, seconds: they hold for the life of an import, so only its end is late by this much (DESIGN §7).
 pub const TTL_VIRTUAL: u32 = 5;
 
+const _: () = assert!(TTL_VIRTUAL <= 5, "DESIGN §7: DNS TTL is 5 s at most");
+
 /// TTL of endpoints' addresses, seconds: clients of headless names fail over only when they ask again.
 pub const TTL_ENDPOINT: u32 = 1;
 
@@ -72,7 +74,7 @@ pub struct Srv {
 pub struct Records {
     /// A and AAAA.
     pub addresses: Arc<Addresses>,
-    /// SRV.
+    /// SRV; those of one target are neighbours.
     pub srv: Vec<Srv>,
     /// Of all of them, seconds.
     pub ttl: u32,

@@ -211,6 +211,12 @@ pub(crate) fn shop() -> Snapshot {
             &[(EKS, &["d-0@10.2.0.1~", "d-1@10.2.0.2!"])],
         ),
         import(
+            "six/many",
+            &[],
+            &[http.clone(), port("metrics", Protocol::Tcp, 9090)],
+            &[(GKE, &["m-0@10.3.0.8", "m-1@10.3.0.9"]), (EKS, &["m-0@10.2.0.8"])],
+        ),
+        import(
             "six/pods",
             &[],
             &[http, port("", Protocol::Udp, 80)],

@@ -98,6 +98,7 @@ fn names() -> impl Strategy<Value = String> {
         "checkout",
         "Ledger",
         "pods",
+        "many",
         "ledger-0",
         "p-0",
         "eks-us-east-1",
