@@ -281,3 +281,153 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "a DNS connection panicked; this is a bug, please report it with the log");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use prometheus_client::registry::Registry;
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+    use tokio::time::Instant;
+    use tombolo_daemon::seam::net::Duplex;
+
+    use super::*;
+    use crate::zone::Zones;
+
+    /// One end of a connection in memory, so that time can be paused.
+    #[derive(Debug)]
+    struct Memory(DuplexStream);
+
+    impl AsyncRead for Memory {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Memory {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl Duplex for Memory {
+        fn peer_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([192, 0, 2, 1], 40_000)))
+        }
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([192, 0, 2, 2], 53)))
+        }
+        fn set_nodelay(&self, _nodelay: bool) -> io::Result<()> {
+            Ok(())
+        }
+        fn reset_on_drop(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn server() -> Arc<TcpServer> {
+        Arc::new(TcpServer {
+            zone: Arc::new(ArcSwap::from_pointee(Zones::new(&[], 1).unloaded())),
+            silence: Silence::new(),
+            forwarder: None,
+            metrics: Metrics::new(&mut Registry::default()),
+            seams: Seams::host(),
+            shutdown: Shutdown::new(Duration::from_secs(1)),
+            open: Mutex::default(),
+        })
+    }
+
+    /// Asks for `example.com A`: refused.
+    const QUERY: &[u8] =
+        b"\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01";
+
+    /// How long the server keeps a connection whose client writes `steps` (after so much time, these octets) and reads nothing.
+    async fn kept(room: usize, steps: &[(Duration, &[u8])]) -> Duration {
+        let (client, stream) = duplex(room);
+        let (reading, mut writing) = tokio::io::split(client);
+        let began = Instant::now();
+        let stream = Stream::Other(Box::new(Memory(stream)));
+        let server = server();
+        let serving = tokio::spawn(async move { server.connection(stream).await });
+        let steps: Vec<(Duration, Vec<u8>)> = steps
+            .iter()
+            .map(|(after, octets)| (*after, octets.to_vec()))
+            .collect();
+        let client = tokio::spawn(async move {
+            for (after, octets) in steps {
+                sleep(after).await;
+                // Fails when the server has closed.
+                let _ = writing.write_all(&octets).await;
+            }
+            std::future::pending::<()>().await;
+        });
+        serving.await.unwrap();
+        client.abort();
+        drop(reading);
+        began.elapsed()
+    }
+
+    /// Timers have the resolution of a millisecond.
+    fn assert_about(found: Duration, expected: Duration) {
+        assert!(
+            found.abs_diff(expected) < Duration::from_millis(10),
+            "{found:?} is not {expected:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_and_slow_clients_are_let_go() {
+        let (now, three) = (Duration::ZERO, Duration::from_secs(3));
+        assert_about(kept(4096, &[]).await, IDLE);
+        assert_about(kept(4096, &[(now, QUERY), (three, QUERY)]).await, three + IDLE);
+        assert_about(kept(4096, &[(now, &QUERY[..1])]).await, MESSAGE_TIMEOUT);
+        let drop_by_drop: Vec<_> = QUERY
+            .iter()
+            .map(|octet| (Duration::from_secs(1), std::slice::from_ref(octet)))
+            .collect();
+        assert_about(
+            kept(4096, &drop_by_drop).await,
+            Duration::from_secs(1) + MESSAGE_TIMEOUT,
+        );
+        assert_about(kept(4096, &[(three, b"\x00\x03abc")]).await, three);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_let_go() {
+        let many = QUERY.repeat(1_000);
+        assert_about(kept(64, &[(Duration::ZERO, &many)]).await, WRITE_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded_in_all_and_per_client() {
+        let server = server();
+        let one = IpAddr::from([192, 0, 2, 1]);
+        let places: Vec<_> = (0..CONNECTIONS_PER_CLIENT + 1)
+            .map(|open| server.clone().admit(one, open))
+            .collect();
+        assert_eq!(places.iter().flatten().count(), CONNECTIONS_PER_CLIENT);
+        assert!(server.clone().admit(IpAddr::from([192, 0, 2, 2]), 100).is_some());
+        assert!(
+            server
+                .clone()
+                .admit(IpAddr::from([127, 0, 0, 1]), CONNECTIONS_MAX)
+                .is_none()
+        );
+        drop(places);
+        assert_eq!(server.metrics.connections.get(), 0);
+        assert!(server.open.lock().unwrap().is_empty());
+        assert!(server.admit(one, 0).is_some());
+    }
+}

@@ -9,3 +9,4 @@ mod answers;
 mod fixture;
 mod packets;
 mod server;
+mod zones;
