@@ -17,6 +17,7 @@
 
 pub mod affinity;
 pub mod conditions;
+pub mod dispatch;
 pub mod drill;
 pub mod endpoint;
 pub mod explain;
@@ -29,6 +30,7 @@ pub mod local;
 pub mod locality;
 pub mod merge;
 pub mod name;
+pub mod places;
 pub mod policy;
 pub mod reachability;
 pub mod select;
