@@ -1,6 +1,6 @@
 //! What to send to the broker: full state first, then deltas, each until it is acknowledged.
 //!
-//! Call order of one stream: [`Publisher::open`], [`Publisher::granted`], then [`Publisher::next`] until it gives nothing;
+//! Call order of one stream: [`Publisher::open`], [`Publisher::granted`], then [`Publisher::next_message`] until it gives nothing;
 //! after each [`Publisher::want`], [`Publisher::accepted`] and [`Publisher::rejected`] again; [`Publisher::lost`] at its end.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -133,7 +133,7 @@ impl Publisher {
     }
 
     /// The next message; None when all is sent, or too much is unacknowledged.
-    pub fn next(&mut self) -> Option<v1::PublishRequest> {
+    pub fn next_message(&mut self) -> Option<v1::PublishRequest> {
         let stream = self.stream.as_mut().filter(|_| self.granted)?;
         if stream.init == Init::NotBegun {
             stream.init = Init::Running;

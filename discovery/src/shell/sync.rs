@@ -202,7 +202,15 @@ impl Session {
             status,
         };
         let (outbox, queue) = mpsc::channel(OUTBOX);
-        self.publisher.lock().open();
+        {
+            // Wanted before it is granted: an empty full state would withdraw every export.
+            let wanted = self.wanted.borrow_and_update().clone();
+            let mut publisher = self.publisher.lock();
+            if let Some(wanted) = wanted {
+                publisher.want(&wanted);
+            }
+            publisher.open();
+        }
         let open = v1::PublishOpen {
             protocol_version: PROTOCOL_VERSION,
             locality: Some((&self.site.locality).into()),
@@ -231,7 +239,6 @@ impl Session {
         let every = (term / RENEWALS_PER_TERM).max(RENEW_MIN);
         let mut renew_at = self.seams.clock.now();
         self.trust_ack.mark_changed();
-        self.wanted.mark_changed();
         loop {
             let has_room = self.pump(&outbox);
             tokio::select! {
@@ -278,7 +285,7 @@ impl Session {
             let Ok(permit) = outbox.try_reserve() else {
                 return outbox.is_closed();
             };
-            match publisher.next() {
+            match publisher.next_message() {
                 Some(message) => permit.send(message),
                 None => return true,
             }
