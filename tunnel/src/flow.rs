@@ -5,15 +5,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tombolo_trust::SpiffeId;
 
 use crate::header::FlowHeader;
+use crate::limits::HEADER_TIMEOUT;
 use crate::metrics::{Direction, Transport};
 use crate::reply::{Refusal, Reply};
 use crate::shell::halves::{RecvHalf, SendHalf};
 use crate::tunnel::{Inner, Tunnel};
 use crate::udp::UdpFlow;
+
+/// Bytes that a refused opener may have sent already are thrown away in pieces of this size.
+const REST: usize = 4 * 1024;
 
 /// Why a flow could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +168,8 @@ impl IncomingFlow {
         Ok(UdpFlow::new(self.tunnel, self.flow, lane))
     }
 
-    /// Says *refused*, with the reason and one line of detail for the other side's log.
+    /// Says *refused*, with the reason and one line of detail for the other side's log. Returns when the opener has taken it,
+    /// or has had 5 s to.
     pub async fn refuse(mut self, refusal: Refusal, detail: &str) {
         self.tunnel.inner().metrics.refused(refusal);
         tracing::debug!(peer = %self.peer(), service = %self.header.service, port = self.header.port, %refusal, detail, "flow refused");
@@ -177,12 +183,20 @@ impl IncomingFlow {
 }
 
 /// Sends a refusal; an opener that has gone does not need it.
+///
+/// Waits for the opener's own end: an HTTP/2 client that lets go of a stream before takes back what it has just sent.
 pub(crate) async fn refuse(flow: &mut Flow, refusal: Refusal, detail: &str) {
     let sent = match tombolo_wire::frame::encode(&Reply::refused(refusal, detail).to_wire()) {
         Ok(frame) => flow.send.write(frame).await,
         Err(error) => Err(io::Error::other(error)),
     };
     if let Err(error) = sent.and_then(|()| flow.send.finish()) {
-        tracing::debug!(%error, %refusal, "refusal did not reach its flow");
+        return tracing::debug!(%error, %refusal, "refusal did not reach its flow");
     }
+    let ended = async {
+        let mut scratch = BytesMut::new();
+        while let Ok(Some(_)) = flow.recv.next(&mut scratch, REST).await {}
+    };
+    // An opener that does not end is reset.
+    drop(tokio::time::timeout(HEADER_TIMEOUT, ended).await);
 }

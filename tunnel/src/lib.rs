@@ -53,3 +53,6 @@ pub use metrics::{Direction, Metrics, Transport};
 pub use reply::Refusal;
 pub use tunnel::{OpenError, Tunnel, TunnelEvent};
 pub use udp::{UdpFlow, UdpReceiver, UdpSender};
+
+#[cfg(test)]
+mod tests;

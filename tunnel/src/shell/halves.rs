@@ -130,10 +130,12 @@ impl SendHalf {
     /// Resolves when the peer will read no more, before we have finished.
     pub(crate) async fn stopped(&mut self) {
         match &mut self.sink {
-            Sink::Quic(stream) => match stream.stopped().await {
-                Ok(None) => pending().await,
-                Ok(Some(_)) | Err(_) => {}
-            },
+            Sink::Quic(stream) => {
+                // None: the peer has read it to its end, which is none of the ends that are asked for.
+                if let Ok(None) = stream.stopped().await {
+                    pending().await
+                }
+            }
             // Any outcome is an end.
             Sink::H2(stream) => drop(poll_fn(|cx| stream.poll_reset(cx)).await),
         }
