@@ -17,8 +17,7 @@ pub struct Section {
     /// Its service account: with the namespace, its identity.
     pub service_account: Account,
     /// Where outbound listeners stand: an import whose VIP is the n-th address of the agent's `vip_range` is served at the
-    /// n-th address of this one. It must be as large as `vip_range` and may be equal to it only when no gateway of this
-    /// machine binds the VIPs.
+    /// n-th address of this one. It must be as large as `vip_range` and lie elsewhere, since the gateway binds the VIPs.
     pub range: IpNet,
     /// Where `/livez`, `/readyz`, `/metrics` and `/state` are served.
     pub admin: SocketAddr,
@@ -104,6 +103,16 @@ pub enum ConfigError {
         /// The agent's.
         vip_range: IpNet,
     },
+    /// The ranges overlap.
+    #[error(
+        "sidecar.range {range} overlaps agent.vip_range {vip_range}, where the gateway listens; choose another range"
+    )]
+    Overlap {
+        /// The section's.
+        range: IpNet,
+        /// The agent's.
+        vip_range: IpNet,
+    },
     /// Plain traffic would go round in a circle.
     #[error(
         "sidecar.inbound listens on {address} and sends to the same address; give `target` the application's own"
@@ -177,14 +186,16 @@ impl Mirror {
     /// A mapping of `vip_range` onto `range`.
     ///
     /// # Errors
-    /// [`ConfigError::Range`] when they differ in family or size.
+    /// [`ConfigError::Range`] when they differ in family or size, [`ConfigError::Overlap`] when they meet.
     pub fn new(vip_range: IpNet, range: IpNet) -> Result<Self, ConfigError> {
         let same_family = vip_range.addr().is_ipv4() == range.addr().is_ipv4();
-        if same_family && vip_range.prefix_len() == range.prefix_len() {
-            Ok(Self { vip_range, range })
-        } else {
-            Err(ConfigError::Range { range, vip_range })
+        if !same_family || vip_range.prefix_len() != range.prefix_len() {
+            return Err(ConfigError::Range { range, vip_range });
         }
+        if vip_range.contains(&range.network()) {
+            return Err(ConfigError::Overlap { range, vip_range });
+        }
+        Ok(Self { vip_range, range })
     }
 
     /// Where `vip` is served; None when it is outside the agent's range.
@@ -243,6 +254,8 @@ mod tests {
             let error = Mirror::new(net("127.11.64.0/20"), net(range)).unwrap_err();
             assert!(error.to_string().contains("prefix length"), "{error}");
         }
+        let error = Mirror::new(net("127.11.64.0/20"), net("127.11.64.0/20")).unwrap_err();
+        assert!(matches!(error, ConfigError::Overlap { .. }), "{error}");
     }
 
     const LINES: &str = r#"

@@ -1,0 +1,446 @@
+//! One tunnel to each remote gateway that is in use: when to dial it, when to rest, when to let go.
+//!
+//! ```text
+//!            first flow              opened
+//!   Idle ───────────────▶ Dialling ─────────▶ Open ──┐ closed, replaced, unused for UNUSED_MAX
+//!    ▲                       │ failed                │
+//!    │ rest is over          ▼                       │
+//!    └──────────────────── Resting        Idle ◀─────┘
+//! ```
+//! A sidecar dials only where its workload calls, and holds no tunnel that it does not use: a thousand pods with tunnels to
+//! 250 clusters each would be a burden to everyone.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tombolo_clusterset::link::{LinkProfile, LinkTracker};
+use tombolo_clusterset::reachability::best;
+use tombolo_clusterset::{ClusterId, Link, LinkState, Snapshot};
+use tombolo_daemon::backoff::Backoff;
+
+/// Rest after the first failed dial: about a round trip between regions.
+pub const REST_BASE: Duration = Duration::from_millis(200);
+
+/// Longest rest: a gateway that comes back is used again within it, and flows go elsewhere meanwhile.
+pub const REST_MAX: Duration = Duration::from_secs(10);
+
+/// A tunnel without flows is let go after this: a handshake costs two round trips, and callers come in bursts.
+pub const UNUSED_MAX: Duration = Duration::from_secs(120);
+
+/// A gateway of another cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    /// Whose.
+    pub cluster: ClusterId,
+    /// Where it takes tunnels.
+    pub address: SocketAddr,
+}
+
+/// What a flow to a cluster can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// These gateways, in this order.
+    Try(Vec<Gateway>),
+    /// All of them failed a moment ago.
+    Rest {
+        /// Until the first may be dialled again.
+        until: Instant,
+    },
+    /// The cluster has no gateway that can be dialled.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Dialling,
+    Open { used: Instant },
+    Resting { until: Instant },
+}
+
+/// The path to one gateway. Its tracker outlives its tunnels, or damping could not see a flap.
+#[derive(Debug)]
+struct Path {
+    phase: Phase,
+    tracker: LinkTracker,
+    backoff: Backoff,
+    reason: String,
+}
+
+/// The paths to all gateways that a snapshot names.
+///
+/// `set_gateways` for each snapshot; `choose` for a flow; `begin_dial`, then `on_opened` or `on_dial_failed`; `on_pinged`,
+/// `on_pong` and `on_closed` while a tunnel is open; `poll` after each of these and with every ping.
+#[derive(Debug)]
+pub struct Pools {
+    profile: LinkProfile,
+    paths: BTreeMap<Gateway, Path>,
+}
+
+/// One path, for `/state`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathReport {
+    /// To whom.
+    pub gateway: Gateway,
+    /// `idle`, `dialling`, `open` or `resting`.
+    pub phase: &'static str,
+    /// Its state.
+    pub link: LinkState,
+    /// Why its last tunnel ended or did not come about; empty when none did.
+    pub reason: String,
+}
+
+impl Pools {
+    /// No path.
+    #[must_use]
+    pub fn new(profile: LinkProfile) -> Self {
+        Self {
+            profile,
+            paths: BTreeMap::new(),
+        }
+    }
+
+    /// How often an open tunnel is expected to answer.
+    #[must_use]
+    pub fn ping_interval(&self) -> Duration {
+        self.profile.ping_interval
+    }
+
+    /// The gateways are those of `snapshot` from now on; those that are gone are returned, to be let go.
+    pub fn set_gateways(&mut self, snapshot: &Snapshot) -> Vec<Gateway> {
+        let others = snapshot
+            .clusters
+            .values()
+            .filter(|view| view.id != snapshot.cluster);
+        let named = others.flat_map(|view| {
+            let gateway = |address: &SocketAddr| Gateway {
+                cluster: view.id.clone(),
+                address: *address,
+            };
+            view.gateways.iter().map(gateway)
+        });
+        let mut old = std::mem::take(&mut self.paths);
+        for gateway in named {
+            let path = old.remove(&gateway).unwrap_or_else(|| Path::new(self.profile));
+            self.paths.insert(gateway, path);
+        }
+        old.into_keys().collect()
+    }
+
+    /// Where a flow to `cluster` may go: open tunnels that answer, the fastest first; then what can be dialled; then open
+    /// tunnels in doubt.
+    #[must_use]
+    pub fn choose(&self, cluster: &ClusterId, now: Instant) -> Choice {
+        let mut usable = Vec::new();
+        let mut rests = Vec::new();
+        for (gateway, path) in self.of(cluster) {
+            let link = path.tracker.link();
+            let place = match (path.phase, link.state) {
+                (Phase::Open { .. }, LinkState::Up | LinkState::Unknown) => 0,
+                (Phase::Idle | Phase::Dialling, _) => 1,
+                (Phase::Open { .. }, LinkState::Suspect | LinkState::Down) => 2,
+                (Phase::Resting { until }, _) if until <= now => 1,
+                (Phase::Resting { until }, _) => {
+                    rests.push(until);
+                    continue;
+                }
+            };
+            usable.push((place, link.rtt.is_none(), link.rtt, gateway));
+        }
+        usable.sort();
+        match (usable.is_empty(), rests.into_iter().min()) {
+            (false, _) => Choice::Try(usable.into_iter().map(|(.., gateway)| gateway.clone()).collect()),
+            (true, Some(until)) => Choice::Rest { until },
+            (true, None) => Choice::None,
+        }
+    }
+
+    /// Marks `gateway` as being dialled; false when it may not be now: not known, open, already dialled, or resting.
+    pub fn begin_dial(&mut self, gateway: &Gateway, now: Instant) -> bool {
+        let Some(path) = self.paths.get_mut(gateway) else {
+            return false;
+        };
+        let may = match path.phase {
+            Phase::Idle => true,
+            Phase::Resting { until } => until <= now,
+            Phase::Dialling | Phase::Open { .. } => false,
+        };
+        if may {
+            path.phase = Phase::Dialling;
+        }
+        may
+    }
+
+    /// The dial gave a tunnel. False: the gateway is gone meanwhile, and the tunnel is to be let go.
+    pub fn on_opened(&mut self, gateway: &Gateway, now: Instant) -> bool {
+        let Some(path) = self.paths.get_mut(gateway) else {
+            return false;
+        };
+        path.phase = Phase::Open { used: now };
+        path.reason.clear();
+        path.backoff.reset();
+        path.tracker.on_ping_sent(now);
+        true
+    }
+
+    /// The dial failed: a rest, each longer than the last.
+    pub fn on_dial_failed(
+        &mut self,
+        gateway: &Gateway,
+        reason: String,
+        now: Instant,
+        rng: &mut impl rand::Rng,
+    ) {
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.phase = Phase::Resting {
+                until: now + path.backoff.next(rng),
+            };
+            path.tracker.on_closed();
+            path.reason = reason;
+        }
+    }
+
+    /// A ping left.
+    pub fn on_pinged(&mut self, gateway: &Gateway, now: Instant) {
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.tracker.on_ping_sent(now);
+        }
+    }
+
+    /// A ping was answered.
+    pub fn on_pong(&mut self, gateway: &Gateway, rtt: Duration, now: Instant) {
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.tracker.on_pong(rtt, now);
+        }
+    }
+
+    /// The open tunnel was lost.
+    pub fn on_closed(&mut self, gateway: &Gateway, reason: String) {
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.phase = Phase::Idle;
+            path.tracker.on_closed();
+            path.reason = reason;
+        }
+    }
+
+    /// We let the open tunnel go, or the peer asked us to, before anything was lost: the next flow dials anew.
+    pub fn on_replaced(&mut self, gateway: &Gateway) {
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.phase = Phase::Idle;
+            path.tracker = LinkTracker::new(self.profile);
+        }
+    }
+
+    /// A flow was opened in the tunnel, or one runs in it.
+    pub fn on_used(&mut self, gateway: &Gateway, now: Instant) {
+        if let Some(Path {
+            phase: Phase::Open { used },
+            ..
+        }) = self.paths.get_mut(gateway)
+        {
+            *used = now;
+        }
+    }
+
+    /// Whether the open tunnel has been without flows for too long.
+    #[must_use]
+    pub fn is_unused(&self, gateway: &Gateway, now: Instant) -> bool {
+        let phase = self.paths.get(gateway).map(|path| path.phase);
+        matches!(phase, Some(Phase::Open { used }) if now.saturating_duration_since(used) >= UNUSED_MAX)
+    }
+
+    /// The new state of the path to `gateway`, when it is another than told last.
+    pub fn poll(&mut self, gateway: &Gateway, now: Instant) -> Option<LinkState> {
+        self.paths
+            .get_mut(gateway)
+            .and_then(|path| path.tracker.poll(now))
+    }
+
+    /// The links that the open and the failed tunnels show. A gateway that nobody tries now says nothing.
+    #[must_use]
+    pub fn links(&self, now: Instant) -> BTreeMap<ClusterId, Link> {
+        let mut links: BTreeMap<ClusterId, Vec<Link>> = BTreeMap::new();
+        for (gateway, path) in &self.paths {
+            let speaks = match path.phase {
+                Phase::Open { .. } => true,
+                Phase::Resting { until } => now < until,
+                Phase::Idle | Phase::Dialling => false,
+            };
+            let link = if speaks {
+                path.tracker.link()
+            } else {
+                Link::default()
+            };
+            links.entry(gateway.cluster.clone()).or_default().push(link);
+        }
+        links
+            .into_iter()
+            .map(|(cluster, paths)| (cluster, best(paths)))
+            .collect()
+    }
+
+    /// When the first rest ends, which changes [`Self::links`].
+    #[must_use]
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let rests = self.paths.values().filter_map(|path| match path.phase {
+            Phase::Resting { until } if now < until => Some(until),
+            _ => None,
+        });
+        rests.min()
+    }
+
+    /// Every path, for `/state`.
+    #[must_use]
+    pub fn report(&self) -> Vec<PathReport> {
+        let report = |(gateway, path): (&Gateway, &Path)| PathReport {
+            gateway: gateway.clone(),
+            phase: match path.phase {
+                Phase::Idle => "idle",
+                Phase::Dialling => "dialling",
+                Phase::Open { .. } => "open",
+                Phase::Resting { .. } => "resting",
+            },
+            link: path.tracker.state(),
+            reason: path.reason.clone(),
+        };
+        self.paths.iter().map(report).collect()
+    }
+
+    fn of(&self, cluster: &ClusterId) -> impl Iterator<Item = (&Gateway, &Path)> {
+        self.paths
+            .iter()
+            .filter(move |(gateway, _)| gateway.cluster == *cluster)
+    }
+}
+
+impl Path {
+    fn new(profile: LinkProfile) -> Self {
+        Self {
+            phase: Phase::Idle,
+            tracker: LinkTracker::new(profile),
+            backoff: Backoff::decorrelated(REST_BASE, REST_MAX),
+            reason: String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test starts at any instant")]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::fixtures::{self, cluster};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn gateway(id: &str, address: &str) -> Gateway {
+        Gateway {
+            cluster: cluster(id),
+            address: address.parse().unwrap(),
+        }
+    }
+
+    fn gke() -> [Gateway; 2] {
+        [
+            gateway("gke", "127.12.0.2:7443"),
+            gateway("gke", "127.12.0.4:7443"),
+        ]
+    }
+
+    fn pools() -> Pools {
+        let mut pools = Pools::new(LinkProfile::LAN);
+        assert_eq!(pools.set_gateways(&fixtures::snapshot()), []);
+        pools
+    }
+
+    fn open(pools: &mut Pools, gateway: &Gateway, now: Instant) {
+        assert!(pools.begin_dial(gateway, now));
+        assert!(!pools.begin_dial(gateway, now), "one dial at a time");
+        assert!(pools.on_opened(gateway, now));
+        pools.on_pong(gateway, 5 * MS, now + 5 * MS);
+        assert_eq!(pools.poll(gateway, now + 5 * MS), Some(LinkState::Up));
+    }
+
+    #[test]
+    fn open_tunnels_come_first_and_doubtful_ones_last() {
+        let now = Instant::now();
+        let mut pools = pools();
+        let [first, second] = gke();
+        assert_eq!(pools.choose(&cluster("gke"), now), Choice::Try(gke().to_vec()));
+        assert_eq!(pools.choose(&cluster("kind"), now), Choice::None);
+        open(&mut pools, &second, now);
+        assert_eq!(
+            pools.choose(&cluster("gke"), now),
+            Choice::Try(vec![second.clone(), first.clone()])
+        );
+        let later = now + 400 * MS;
+        pools.on_pinged(&second, now + 50 * MS);
+        assert_eq!(pools.poll(&second, later), Some(LinkState::Suspect));
+        assert_eq!(
+            pools.choose(&cluster("gke"), later),
+            Choice::Try(vec![first, second])
+        );
+        assert_eq!(pools.links(later)[&cluster("gke")].state, LinkState::Suspect);
+        assert_eq!(pools.links(later)[&cluster("eks")].state, LinkState::Unknown);
+    }
+
+    #[test]
+    fn a_failed_dial_rests_longer_each_time_and_then_says_nothing() {
+        let mut now = Instant::now();
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pools = pools();
+        let eks = gateway("eks", "127.13.0.2:7443");
+        for _ in 0..20 {
+            assert!(pools.begin_dial(&eks, now));
+            pools.on_dial_failed(&eks, "refused".to_owned(), now, &mut rng);
+            pools.poll(&eks, now);
+            assert_eq!(pools.links(now)[&cluster("eks")].state, LinkState::Down);
+            let Choice::Rest { until } = pools.choose(&cluster("eks"), now) else {
+                panic!("it rests");
+            };
+            assert!((REST_BASE..=REST_MAX).contains(&(until - now)));
+            assert_eq!(pools.deadline(now), Some(until));
+            assert!(!pools.begin_dial(&eks, now), "not while it rests");
+            now = until;
+            assert_eq!(pools.links(now)[&cluster("eks")].state, LinkState::Unknown);
+            assert_eq!(pools.choose(&cluster("eks"), now), Choice::Try(vec![eks.clone()]));
+        }
+    }
+
+    #[test]
+    fn what_is_unused_is_let_go_and_what_is_gone_is_named() {
+        let now = Instant::now();
+        let mut pools = pools();
+        let [first, second] = gke();
+        open(&mut pools, &first, now);
+        let later = now + UNUSED_MAX;
+        assert!(pools.is_unused(&first, later));
+        pools.on_used(&first, later);
+        assert!(!pools.is_unused(&first, later));
+        let mut snapshot = fixtures::snapshot();
+        snapshot.clusters.get_mut("gke").unwrap().gateways.remove(0);
+        assert_eq!(pools.set_gateways(&snapshot), [first.clone()]);
+        assert!(!pools.on_opened(&first, later), "its dial ended too late");
+        pools.on_replaced(&second);
+        assert_eq!(pools.choose(&cluster("gke"), later), Choice::Try(vec![second]));
+    }
+
+    #[test]
+    fn a_lost_tunnel_is_down_until_it_answers_again() {
+        let now = Instant::now();
+        let mut pools = pools();
+        let eks = gateway("eks", "127.13.0.2:7443");
+        open(&mut pools, &eks, now);
+        pools.on_closed(&eks, "reset".to_owned());
+        assert_eq!(pools.poll(&eks, now + 10 * MS), Some(LinkState::Down));
+        assert!(pools.begin_dial(&eks, now + 10 * MS));
+        assert!(pools.on_opened(&eks, now + 10 * MS));
+        for answer in 2..=4u32 {
+            pools.on_pong(&eks, MS, now + answer * 10 * MS);
+        }
+        assert_eq!(pools.poll(&eks, now + 50 * MS), Some(LinkState::Up));
+    }
+}
