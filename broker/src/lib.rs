@@ -11,6 +11,11 @@
 pub mod bounds;
 pub mod command;
 pub mod lease;
+pub mod shell;
 pub mod state;
 pub mod stored;
 pub mod watch_log;
+
+pub use shell::config::{Config, Profile};
+pub use shell::restore::{RestoreError, RestoreSummary, restore};
+pub use shell::run::{Error, run};

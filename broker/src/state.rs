@@ -239,9 +239,11 @@ impl State {
     }
 
     /// Begins a new incarnation after a restore: tokens are void, no drill runs, every member must open its publish
-    /// stream again, and no lease is known. Returns the members, which an operator compares with the evictions made since the back-up.
-    pub fn begin_incarnation(&mut self, broker: u64, addresses: crate::command::BrokerAddresses) {
-        self.incarnation += 1;
+    /// stream again, and no lease is known.
+    ///
+    /// `now` in seconds makes the incarnation unique: two restores of one back-up are two incarnations.
+    pub fn begin_incarnation(&mut self, now: u64, broker: u64, addresses: crate::command::BrokerAddresses) {
+        self.incarnation = now.max(self.incarnation + 1);
         self.tokens.clear();
         self.drills.running = None;
         // The group starts again with one broker; every other id is gone for good.

@@ -11,7 +11,7 @@ mod state;
 
 use tombolo_wire::convert::Invalid;
 
-pub use command::{decode_batch, decode_command, encode_batch, encode_command};
+pub use command::{decode_batch, encode_batch, encode_commands, encoded_len};
 pub use outcome::Outcome;
 pub use state::{decode_state, encode_state};
 

@@ -44,18 +44,23 @@ pub fn decode_batch(bytes: Bytes) -> Result<Batch, Corrupt> {
     })
 }
 
-/// The bytes of a forwarded command.
+/// The bytes of forwarded commands. The leader stamps the time.
 #[must_use]
-pub fn encode_command(command: &Command) -> Bytes {
-    store(command).encode_to_vec().into()
+pub fn encode_commands(commands: &[Command]) -> Bytes {
+    let commands = commands.iter().map(store).collect();
+    stored::Batch {
+        format: FORMAT,
+        unix_ms: 0,
+        commands,
+    }
+    .encode_to_vec()
+    .into()
 }
 
-/// A forwarded command from its bytes.
-///
-/// # Errors
-/// [`Corrupt`] when it is damaged, or of a kind that this build does not know.
-pub fn decode_command(bytes: Bytes) -> Result<Command, Corrupt> {
-    load(stored::Command::decode(bytes)?)
+/// The encoded length of a command.
+#[must_use]
+pub fn encoded_len(command: &Command) -> usize {
+    store(command).encoded_len()
 }
 
 fn store(command: &Command) -> stored::Command {

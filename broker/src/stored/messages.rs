@@ -389,6 +389,12 @@ pub(super) struct FinishedDrill {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct Outcomes {
+    #[prost(message, repeated, tag = "1")]
+    pub outcomes: Vec<Outcome>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Outcome {
     #[prost(oneof = "OutcomeBody", tags = "1, 2, 3, 4, 5, 6")]
     pub body: Option<OutcomeBody>,

@@ -47,9 +47,26 @@ impl From<Verdict> for Outcome {
 }
 
 impl Outcome {
-    /// Its bytes.
+    /// The bytes of the outcomes of one proposal.
     #[must_use]
-    pub fn encode(&self) -> Bytes {
+    pub fn encode_all(outcomes: &[Self]) -> Bytes {
+        let outcomes = outcomes.iter().map(Self::store).collect();
+        stored::Outcomes { outcomes }.encode_to_vec().into()
+    }
+
+    /// The outcomes of one proposal from their bytes.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when they are damaged or of a newer build.
+    pub fn decode_all(bytes: Bytes) -> Result<Vec<Self>, Corrupt> {
+        stored::Outcomes::decode(bytes)?
+            .outcomes
+            .into_iter()
+            .map(Self::load)
+            .collect()
+    }
+
+    fn store(&self) -> stored::Outcome {
         let body = match self {
             Self::Done(Reply::Done) => OutcomeBody::Done(stored::Tick {}),
             Self::Done(Reply::Granted { epoch }) => OutcomeBody::Granted(*epoch),
@@ -67,15 +84,11 @@ impl Outcome {
                 })
             }
         };
-        stored::Outcome { body: Some(body) }.encode_to_vec().into()
+        stored::Outcome { body: Some(body) }
     }
 
-    /// An outcome from its bytes.
-    ///
-    /// # Errors
-    /// [`Corrupt`] when it is damaged or of a newer build.
-    pub fn decode(bytes: Bytes) -> Result<Self, Corrupt> {
-        Ok(match required("outcome", stored::Outcome::decode(bytes)?.body)? {
+    fn load(outcome: stored::Outcome) -> Result<Self, Corrupt> {
+        Ok(match required("outcome", outcome.body)? {
             OutcomeBody::Done(stored::Tick {}) => Self::Done(Reply::Done),
             OutcomeBody::Granted(epoch) => Self::Done(Reply::Granted { epoch }),
             OutcomeBody::Issued(certificate) => Self::Done(Reply::Issued { certificate }),

@@ -1,0 +1,166 @@
+//! Membership: becoming, staying and ceasing to be a member.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tombolo_trust::{SecretHash, TokenId};
+use tombolo_wire::v1;
+use tombolo_wire::v1::membership_server::Membership;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Broker, agent, authority_status, broker_addresses, bundle, check_version, cluster_id, description,
+    group_status, refused,
+};
+use crate::command::{Command, Reply};
+use crate::state::{Admission, Refusal};
+
+/// Largest signing request: a P-256 one has about 250 bytes.
+const CSR_MAX: usize = 4096;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct MembershipService {
+    broker: Arc<Broker>,
+}
+
+impl MembershipService {
+    /// Serves for `broker`.
+    #[must_use]
+    pub fn new(broker: Arc<Broker>) -> Self {
+        Self { broker }
+    }
+
+    /// Whether a join may go on. A refusal is believed only after this broker has caught up: the token may be newer than
+    /// what it has applied.
+    async fn admit(&self, command: &Command) -> Result<Admission, Status> {
+        let Err(_) = self.check(command) else {
+            return self.check(command).map_err(refusal);
+        };
+        self.broker.group.catch_up().await.map_err(group_status)?;
+        self.check(command).map_err(refusal)
+    }
+
+    fn check(&self, command: &Command) -> Result<Admission, Refusal> {
+        let Command::Join {
+            token,
+            hash,
+            cluster,
+            description,
+            replace,
+            issued,
+        } = command
+        else {
+            return Ok(Admission::Fresh);
+        };
+        let wall = self.broker.unix_ms();
+        self.broker.read(|state| {
+            let now = state.clock_ms.max(wall);
+            state.check_join(*token, hash, cluster, description, *replace, issued.key, now)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Membership for MembershipService {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        let cluster = cluster_id("cluster", &request.cluster)?;
+        let token = TokenId::parse(&request.token_id).ok_or_else(|| {
+            Status::invalid_argument("field token_id: not 16 hexadecimal digits; copy the whole token again")
+        })?;
+        let description = description(
+            request.locality.as_ref(),
+            &request.network,
+            &request.gateways,
+            request.unix_ms,
+        )?;
+        check_csr(&request.csr)?;
+        let trust = self.broker.trust()?;
+        let issued = self
+            .broker
+            .authority
+            .sign_intermediate(&trust, &cluster, &request.csr)
+            .map_err(authority_status)?;
+        let hash = *SecretHash::of(&token, &request.token_secret).as_bytes();
+        let command = Command::Join {
+            token,
+            hash,
+            cluster: cluster.clone(),
+            description,
+            replace: request.replace,
+            issued,
+        };
+        // Nobody without a valid token writes to the log.
+        self.admit(&command).await?;
+        let intermediate = certificate(self.broker.decide(command).await?.0)?;
+        tracing::info!(%cluster, %token, replace = request.replace, "cluster joined");
+        let trust = bundle(&self.broker.trust()?);
+        let (brokers, incarnation) = self
+            .broker
+            .read(|state| (broker_addresses(state), state.incarnation));
+        Ok(Response::new(v1::JoinReply {
+            intermediate,
+            trust: Some(trust),
+            brokers,
+            incarnation,
+        }))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
+        let cluster = agent(&request)?;
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        check_csr(&request.csr)?;
+        let trust = self.broker.trust()?;
+        let issued = self
+            .broker
+            .authority
+            .sign_intermediate(&trust, &cluster, &request.csr)
+            .map_err(authority_status)?;
+        let intermediate = certificate(self.broker.decide(Command::Renew { cluster, issued }).await?.0)?;
+        let trust = bundle(&self.broker.trust()?);
+        let brokers = self.broker.read(broker_addresses);
+        Ok(Response::new(v1::RenewReply {
+            intermediate,
+            trust: Some(trust),
+            brokers,
+        }))
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveReply>, Status> {
+        let cluster = agent(&request)?;
+        let (_, log_index) = self
+            .broker
+            .decide(Command::Leave {
+                cluster: cluster.clone(),
+            })
+            .await?;
+        tracing::info!(%cluster, "cluster left");
+        Ok(Response::new(v1::LeaveReply { log_index }))
+    }
+}
+
+fn check_csr(csr: &Bytes) -> Result<(), Status> {
+    if csr.is_empty() || csr.len() > CSR_MAX {
+        return Err(Status::invalid_argument(format!(
+            "field csr: has {} bytes, not 1 to {CSR_MAX}",
+            csr.len()
+        )));
+    }
+    Ok(())
+}
+
+fn certificate(reply: Reply) -> Result<Bytes, Status> {
+    match reply {
+        Reply::Issued { certificate } => Ok(certificate),
+        other => Err(Status::internal(format!(
+            "the leader answered {other:?} to a signing request; upgrade the older broker"
+        ))),
+    }
+}
+
+fn refusal(refusal: Refusal) -> Status {
+    refused(refusal.class(), refusal.to_string())
+}
