@@ -126,10 +126,16 @@ impl Publisher {
         self.granted = false;
     }
 
-    /// A newer agent of this cluster took over: the epoch held is worth nothing any more.
-    pub fn superseded(&mut self) {
+    /// The epoch held is worth nothing any more: a newer agent took over, or the clusterset was restored.
+    pub fn forget_epoch(&mut self) {
         self.epoch = 0;
         self.lost();
+    }
+
+    /// The incarnation in which the epoch was granted; 0 before the first grant.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// The next message; None when all is sent, or too much is unacknowledged.

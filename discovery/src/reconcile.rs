@@ -32,6 +32,10 @@ pub struct Step {
     pub publish: Option<Arc<BTreeMap<ServiceKey, Arc<Export>>>>,
 }
 
+/// A broker confirms an unchanged state several times a second; so often the snapshot says so, milliseconds. Whoever asks how
+/// old a view is, asks in seconds.
+const TELL_CONFIRMED_MS: u64 = 5_000;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Dirty {
     Nothing,
@@ -56,6 +60,8 @@ pub struct Reconciler {
     imports: ImportView,
     vips: VipBook,
     local: u64,
+    /// What the last snapshot said of its confirmation.
+    confirmed_told_ms: u64,
     dirty: Dirty,
 }
 
@@ -95,6 +101,7 @@ impl Reconciler {
             imports: ImportView::default(),
             vips,
             local: restored.local.max(now_unix_ms),
+            confirmed_told_ms: 0,
             dirty: Dirty::All,
         }
     }
@@ -130,9 +137,16 @@ impl Reconciler {
         event: v1::WatchEvent,
         reject: impl FnMut(Invalid),
     ) -> Result<Taken, WatchError> {
+        let was_fresh = self.watch.is_fresh();
         let taken = self.watch.take(event, reject)?;
-        if let Taken::Batch { changes, .. } = &taken {
-            self.soil_by(changes);
+        if let Taken::Batch { changes, fresh, .. } = &taken {
+            let told = self.confirmed_told_ms;
+            let confirmed = self.watch.confirmed_unix_ms();
+            if changes.any {
+                self.soil_by(changes);
+            } else if *fresh != was_fresh || confirmed.saturating_sub(told) >= TELL_CONFIRMED_MS {
+                self.soil_frame();
+            }
         }
         Ok(taken)
     }
@@ -206,6 +220,7 @@ impl Reconciler {
             Dirty::Nothing | Dirty::Frame => {}
         }
         self.local += 1;
+        self.confirmed_told_ms = self.watch.confirmed_unix_ms();
         let mut snapshot = self
             .imports
             .snapshot(&self.watch, &self.site, &self.gateways, self.local);

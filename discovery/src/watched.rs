@@ -60,7 +60,9 @@ pub struct Changes {
     pub all: bool,
     /// Exports or grants of these services.
     pub services: BTreeSet<ServiceKey>,
-    /// Members came, went or moved (a mere change of a lease is not told here).
+    /// Anything at all, a lease for example.
+    pub any: bool,
+    /// Members came, went or moved between networks.
     pub members: bool,
     /// A drill began or ended.
     pub drills: bool,
@@ -235,6 +237,7 @@ impl WatchState {
                 self.current = staged;
                 let changes = Changes {
                     all: true,
+                    any: true,
                     members: true,
                     drills: true,
                     brokers: true,
@@ -286,6 +289,7 @@ impl WatchState {
 impl Change {
     /// Changes `state`; the number of entries left out (0 or 1).
     fn carry_out(self, state: &mut Watched, changes: &mut Changes, reject: &mut impl FnMut(Invalid)) -> u64 {
+        changes.any = true;
         let outcome = match self {
             Self::Apply(entry) => state.apply(&entry, changes),
             Self::Delete(key) => state.delete(&key, changes),

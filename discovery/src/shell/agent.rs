@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tombolo_clusterset::Snapshot;
 use tombolo_daemon::ready::{Blocker, Readiness};
@@ -78,7 +78,9 @@ pub struct Agent {
     pub(super) drill: watch::Sender<Option<RunningDrill>>,
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) brokers: watch::Sender<Vec<SocketAddr>>,
-    pub(super) trust_ack: watch::Sender<TrustAck>,
+    pub(super) trust_ack: Arc<watch::Sender<TrustAck>>,
+    pub(super) incarnation: watch::Sender<u64>,
+    pub(super) abandon: Arc<Notify>,
     pub(super) blockers: Blockers,
     pub(super) metrics: Metrics,
     pub(super) seams: Seams,
@@ -234,6 +236,7 @@ impl Agent {
                         tracing::warn!(%error, "dropping the watch");
                         round.broker = None;
                         self.reconciler.watch_lost();
+                        self.abandon.notify_one();
                     }
                 }
             }
@@ -244,7 +247,11 @@ impl Agent {
         if changes.all || changes.members || !changes.services.is_empty() {
             round.sent_unix_ms.get_or_insert(unix_ms);
         }
-        if *changes != Changes::default() {
+        self.incarnation.send_if_modified(|known| {
+            let incarnation = self.reconciler.watch().current().incarnation;
+            std::mem::replace(known, incarnation) != incarnation
+        });
+        if changes.any {
             self.schedule_cache(round);
         }
         round.trust_changed |= changes.trust;

@@ -59,9 +59,10 @@ pub async fn renew_intermediate(
     identity: Arc<ClusterIdentity>,
     data_dir: PathBuf,
     channel: watch::Receiver<Option<Channel>>,
-    mut trust: watch::Receiver<TrustAck>,
+    told: Arc<watch::Sender<TrustAck>>,
     seams: Seams,
 ) {
+    let mut trust = told.subscribe();
     let mut rng = seams.entropy.rng();
     let mut backoff = Backoff::full(RETRY_BASE, RETRY_MAX);
     loop {
@@ -89,6 +90,9 @@ pub async fn renew_intermediate(
                 Ok(()) => {
                     backoff.reset();
                     tracing::info!("renewed the cluster's intermediate");
+                    let newest = identity.is_of_newest_root();
+                    // The broker counts a rotation as finished here only when nothing lags.
+                    told.send_if_modified(|ack| newest && !std::mem::take(&mut ack.lagging).is_empty());
                     break;
                 }
                 Err(error) => {

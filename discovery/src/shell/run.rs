@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tombolo_daemon::admin::{self, Admin};
 use tombolo_daemon::ready::Readiness;
 use tombolo_daemon::seam::Seams;
@@ -96,6 +96,9 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
     let (wanted_sender, wanted) = watch::channel(None);
     let (brokers_sender, broker_list) = watch::channel(brokers);
     let (trust_sender, trust_ack) = watch::channel(TrustAck::default());
+    let trust_sender = Arc::new(trust_sender);
+    let (incarnation_sender, incarnation) = watch::channel(reconciler.watch().current().incarnation);
+    let abandon = Arc::new(Notify::new());
     let (channel_sender, channel) = watch::channel(None);
     let (superseded_sender, superseded) = watch::channel(false);
     let (to_agent, from_broker) = mpsc::channel(INBOX);
@@ -155,7 +158,9 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         wanted,
         brokers: broker_list,
         drill,
-        trust_ack: trust_ack.clone(),
+        trust_ack,
+        incarnation,
+        abandon: Arc::clone(&abandon),
         channel: channel_sender,
         metrics: metrics.clone(),
         superseded: superseded_sender,
@@ -175,7 +180,13 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
             renew_own_leaf(Arc::clone(&identity), seams.clone()),
         ),
     );
-    let renewal = renew_intermediate(Arc::clone(&identity), data_dir, channel, trust_ack, seams.clone());
+    let renewal = renew_intermediate(
+        Arc::clone(&identity),
+        data_dir,
+        channel,
+        Arc::clone(&trust_sender),
+        seams.clone(),
+    );
     tasks.essential("intermediate", until_drain(shutdown.clone(), renewal));
 
     let agent = Agent {
@@ -189,6 +200,8 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         wanted: wanted_sender,
         brokers: brokers_sender,
         trust_ack: trust_sender,
+        incarnation: incarnation_sender,
+        abandon,
         blockers,
         metrics,
         seams,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tombolo_clusterset::{Export, ServiceKey};
@@ -48,6 +48,9 @@ const RENEWALS_PER_TERM: u32 = 4;
 
 /// Renewals are never closer than this, whatever term a broker grants.
 const RENEW_MIN: Duration = Duration::from_millis(100);
+
+/// How often a session that a drill keeps from opening looks whether it still does.
+const SILENCE_CHECK: Duration = Duration::from_millis(100);
 
 /// What the session tells the agent.
 #[derive(Debug)]
@@ -100,6 +103,10 @@ pub struct Session {
     pub drill: watch::Receiver<Option<RunningDrill>>,
     /// What to acknowledge.
     pub trust_ack: watch::Receiver<TrustAck>,
+    /// Incarnation of the clusterset, as the watch last told.
+    pub incarnation: watch::Receiver<u64>,
+    /// Told when the agent cannot follow this broker's watch.
+    pub abandon: Arc<Notify>,
     /// The connection in use, for calls beside the two streams.
     pub channel: watch::Sender<Option<Channel>>,
     /// Counters.
@@ -170,10 +177,12 @@ impl Session {
         self.channel.send_replace(Some(channel.clone()));
         let client = SyncClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let watching = watch_stream(client.clone(), broker, self.to_agent.clone());
+        let abandon = Arc::clone(&self.abandon);
         let publishing = self.publish_until_superseded(client);
         tokio::select! {
             ended = watching => ended,
             ended = publishing => ended,
+            () = abandon.notified() => Ended::NotFollowed,
         }
     }
 
@@ -181,19 +190,32 @@ impl Session {
     async fn publish_until_superseded(&mut self, client: SyncClient<Channel>) -> Ended {
         if !*self.superseded.borrow() {
             let ended = self.publish(client).await;
-            match &ended {
-                Ended::Stream { status, .. } if status.code() == Code::FailedPrecondition => {
-                    tracing::error!(
-                        reason = status.message(),
-                        "another agent publishes for this cluster; this one stops publishing until it is restarted"
-                    );
-                    self.publisher.lock().superseded();
-                    self.superseded.send_replace(true);
-                }
-                _ => return ended,
+            let Ended::Stream { status, .. } = &ended else {
+                return ended;
+            };
+            if !is_superseded(status) {
+                return ended;
             }
+            if self.clusterset_was_restored().await {
+                tracing::warn!("the clusterset was restored from a back-up; asking for a new publish epoch");
+                self.publisher.lock().forget_epoch();
+                return ended;
+            }
+            tracing::error!(
+                reason = status.message(),
+                "another agent publishes for this cluster; this one stops publishing until it is restarted"
+            );
+            self.publisher.lock().forget_epoch();
+            self.superseded.send_replace(true);
         }
         std::future::pending().await
+    }
+
+    /// Whether the epoch held is of an earlier incarnation, which the watch of this same session tells within a moment.
+    async fn clusterset_was_restored(&mut self) -> bool {
+        let held = self.publisher.lock().incarnation();
+        let other = self.incarnation.wait_for(|current| *current != held);
+        matches!(timeout(OPEN_TIME, other).await, Ok(Ok(_)))
     }
 
     async fn publish(&mut self, mut client: SyncClient<Channel>) -> Ended {
@@ -202,6 +224,10 @@ impl Session {
             status,
         };
         let (outbox, queue) = mpsc::channel(OUTBOX);
+        // A stream that opens is a sign of life, and a drill may forbid any.
+        while self.is_silenced() {
+            sleep(SILENCE_CHECK).await;
+        }
         {
             // Wanted before it is granted: an empty full state would withdraw every export.
             let wanted = self.wanted.borrow_and_update().clone();
@@ -348,6 +374,11 @@ impl Session {
             .as_ref()
             .is_some_and(|running| running.drill.silences(&self.site.cluster, running.age(now)))
     }
+}
+
+/// Of the refusals that end a stream only this one is for good: a wrong clock, for example, can be set right.
+fn is_superseded(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && status.message().contains("superseded")
 }
 
 async fn watch_stream(
