@@ -16,20 +16,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tombolo_clusterset::ClusterId;
 use tombolo_daemon::seam::Seams;
-use tombolo_trust::{
-    CertificateDer, Permit, Role, SpiffeId, Subject, TrustError, denied_in_chain, peer_identity,
-};
+use tombolo_trust::{Permit, Role, SpiffeId, Subject};
 
 use crate::control::{Hello, Kind};
 use crate::flow::IncomingFlow;
 use crate::identity::LocalIdentity;
-use crate::limits::{Limits, PING_EVERY, TRUST_CHECK_EVERY};
-use crate::metrics::{Direction, Metrics};
-use crate::shell::carrier::Carrier;
+use crate::limits::{Limits, PING_EVERY};
+use crate::metrics::Metrics;
 use crate::shell::cut::CutSet;
-use crate::shell::{h2, quic};
-use crate::tunnel::{Authenticated, Greeted, Surroundings, Tunnel, greet};
+use crate::shell::quic;
+use crate::tunnel::{Surroundings, Tunnel};
 
+mod admit;
 mod dial;
 mod listen;
 
@@ -161,6 +159,8 @@ struct Shared {
     /// When each address was found not to answer over QUIC.
     prefers_h2: Mutex<BTreeMap<SocketAddr, Instant>>,
     tasks: TaskTracker,
+    /// Cancelled when a drain begins: the sockets that listen are closed, and peers fail over without waiting.
+    accepting: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -232,13 +232,14 @@ impl Endpoint {
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             prefers_h2: Mutex::default(),
             tasks: TaskTracker::new(),
+            accepting: stop.child_token(),
             stop: stop.clone(),
         });
         if let Some(listener) = listener {
-            shared.spawn(listen::quic);
-            shared.spawn(|shared| listen::h2(shared, listener));
+            shared.spawn_until(&shared.accepting, listen::quic);
+            shared.spawn_until(&shared.accepting, |shared| listen::h2(shared, listener));
         }
-        shared.spawn(keep_trust);
+        shared.spawn(admit::keep_trust);
         shared.tasks.spawn({
             let shared = Arc::clone(&shared);
             async move {
@@ -286,6 +287,8 @@ impl Endpoint {
     /// Takes no new tunnels and flows, asks all tunnels to go away, and resets at the deadline what still runs.
     pub async fn drain(&self, deadline: Instant) -> Drained {
         self.shared.draining.store(true, Ordering::Release);
+        self.shared.accepting.cancel();
+        self.shared.quic.set_server_config(None);
         let tunnels = self.tunnels();
         let before: usize = tunnels.iter().map(Tunnel::open_flows).sum();
         let grace = deadline.saturating_duration_since(Instant::now());
@@ -347,24 +350,20 @@ fn dialler_permit() -> Permit {
     })
 }
 
-/// Why an authenticated connection did not become a tunnel.
-#[derive(Debug, thiserror::Error)]
-enum AdmitError {
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    #[error("{peer} has {limit} tunnels already, or there are too many in all")]
-    TooMany { peer: SpiffeId, limit: usize },
-    #[error("shutting down")]
-    Draining,
-}
-
 impl Shared {
     /// Spawns a task that ends with the endpoint.
     fn spawn<F>(self: &Arc<Self>, task: impl FnOnce(Arc<Self>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (task, stop) = (task(Arc::clone(self)), self.stop.clone());
+        self.spawn_until(&self.stop, task);
+    }
+
+    fn spawn_until<F>(self: &Arc<Self>, stop: &CancellationToken, task: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (task, stop) = (task(Arc::clone(self)), stop.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
@@ -393,161 +392,5 @@ impl Shared {
             seams: self.seams.clone(),
             tasks: self.tasks.clone(),
         }
-    }
-
-    /// Makes a tunnel of a connection whose handshake and hello are done; one that may not be is closed.
-    fn admit(
-        self: &Arc<Self>,
-        carrier: Carrier,
-        direction: Direction,
-        identified: Identified,
-        greeted: Greeted,
-    ) -> Result<Tunnel, AdmitError> {
-        let Identified {
-            peer,
-            cluster,
-            chain,
-            generation,
-            named,
-        } = identified;
-        let mut tunnels = self.tunnels.lock();
-        // The checks stand under the lock: a drain or an eviction that comes later finds the tunnel in the list.
-        if let Err(error) = self.may_enter(&mut tunnels, direction, &peer, &chain) {
-            carrier.close(&error.to_string());
-            return Err(error);
-        }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let on_end = {
-            let (shared, peer) = (Arc::downgrade(self), peer.clone());
-            move || {
-                if let Some(shared) = shared.upgrade() {
-                    shared.tunnels.lock().remove(id, direction, &peer);
-                }
-            }
-        };
-        let authenticated = Authenticated {
-            id,
-            carrier,
-            direction,
-            peer,
-            cluster,
-            chain,
-            generation,
-            named,
-        };
-        let (tunnel, control) = Tunnel::prepare(
-            authenticated,
-            greeted,
-            self.surroundings(),
-            self.identity.generations(),
-        );
-        tunnels.by_id.insert(id, tunnel.clone());
-        drop(tunnels);
-        tracing::info!(
-            cluster = %tunnel.cluster(),
-            peer = %tunnel.peer(),
-            remote = %tunnel.remote_addr(),
-            transport = tunnel.transport().as_str(),
-            ?direction,
-            "tunnel open"
-        );
-        if direction == Direction::Inbound {
-            self.handler.tunnel(tunnel.clone());
-        }
-        tunnel.start(control, Arc::clone(&self.handler), on_end);
-        Ok(tunnel)
-    }
-
-    /// Whether there is room for one more; an inbound one is counted.
-    fn may_enter(
-        &self,
-        tunnels: &mut Tunnels,
-        direction: Direction,
-        peer: &SpiffeId,
-        chain: &[CertificateDer<'static>],
-    ) -> Result<(), AdmitError> {
-        if self.draining.load(Ordering::Acquire) {
-            return Err(AdmitError::Draining);
-        }
-        denied_in_chain(chain, &self.identity.trust().load())?;
-        if direction == Direction::Inbound {
-            let limit = self.limits.tunnels_per_identity;
-            let count = tunnels.by_peer.get(peer).copied().unwrap_or_default();
-            if count >= limit || tunnels.by_id.len() >= self.limits.tunnels {
-                return Err(AdmitError::TooMany {
-                    peer: peer.clone(),
-                    limit,
-                });
-            }
-            tunnels.by_peer.insert(peer.clone(), count + 1);
-        }
-        Ok(())
-    }
-
-    /// Who is at the other end of a connection that the verifier has accepted.
-    fn identify(
-        &self,
-        chain: Vec<CertificateDer<'static>>,
-        remote: SocketAddr,
-        generation: u64,
-    ) -> Result<Identified, String> {
-        let peer = peer_identity(&chain).map_err(|error| error.to_string())?;
-        let cluster = peer
-            .cluster()
-            .cloned()
-            .ok_or_else(|| format!("{peer} is no member of a cluster"))?;
-        let named = self.cut.name(remote, &cluster);
-        Ok(Identified {
-            peer,
-            cluster,
-            chain,
-            generation,
-            named,
-        })
-    }
-}
-
-/// The peer of a connection.
-struct Identified {
-    peer: SpiffeId,
-    cluster: ClusterId,
-    chain: Vec<CertificateDer<'static>>,
-    generation: u64,
-    named: crate::shell::cut::NamedAddress,
-}
-
-impl Tunnels {
-    fn remove(&mut self, id: u64, direction: Direction, peer: &SpiffeId) {
-        self.by_id.remove(&id);
-        if direction == Direction::Inbound
-            && let Some(count) = self.by_peer.get_mut(peer)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.by_peer.remove(peer);
-            }
-        }
-    }
-}
-
-/// Cuts tunnels whose peer was evicted (DESIGN §4.12).
-async fn keep_trust(shared: Arc<Shared>) {
-    let mut ticks = tokio::time::interval(TRUST_CHECK_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut seen = shared.identity.trust().load();
-    loop {
-        ticks.tick().await;
-        let now = shared.identity.trust().load();
-        if Arc::ptr_eq(&seen, &now) {
-            continue;
-        }
-        for tunnel in shared.tunnels() {
-            if let Err(error) = denied_in_chain(tunnel.chain(), &now) {
-                tracing::warn!(cluster = %tunnel.cluster(), peer = %tunnel.peer(), %error, "tunnel cut");
-                shared.metrics.evicted();
-                tunnel.close(&error.to_string());
-            }
-        }
-        seen = now;
     }
 }

@@ -105,6 +105,7 @@ async fn outward(
     loop {
         buffer.reserve(size);
         let read = tokio::select! {
+            biased;
             read = from.read_buf(&mut buffer) => read.map_err(by_local)?,
             // A peer that reads no more is noticed although nothing is to be sent.
             () = to.stopped() => return Err(Ended::ByFlow("the other side reads no more".to_owned())),

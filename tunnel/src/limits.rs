@@ -35,8 +35,11 @@ pub const TUNNELS_PER_IDENTITY: usize = 1024;
 /// Tunnels in all: 250 gateways and the sidecars that dial directly; 16,384 idle ones take about 1 GiB.
 pub const TUNNELS_MAX: usize = 16_384;
 
-/// Flows that run in one tunnel, per direction. QUIC keeps about 100 bytes for each stream that may come.
+/// Flows that run in one tunnel. QUIC keeps about 50 bytes for each stream that may come.
 pub const FLOWS_PER_TUNNEL: usize = 8192;
+
+/// The same for a sidecar: one pod's connections to one cluster; its tunnels are many, so each is allowed less.
+pub const FLOWS_PER_SIDECAR: usize = 1024;
 
 /// Bytes of one flow under way to us that nobody has read. 1 MiB carries 80 Mbit/s at 100 ms round trip time.
 pub const FLOW_WINDOW: u32 = 1024 * 1024;

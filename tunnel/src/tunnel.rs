@@ -1,90 +1,35 @@
 //! A tunnel: one authenticated connection between two gateways, or a sidecar and a gateway, that carries many flows.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tombolo_clusterset::ClusterId;
-use tombolo_clusterset::endpoint::Protocol;
 use tombolo_daemon::seam::Seams;
 use tombolo_trust::SpiffeId;
-use tombolo_wire::{frame, v1};
 
-use crate::control::{Action, Control, ControlError, Hello, Kind};
+use crate::control::{Hello, Kind};
 use crate::endpoint::Accept;
-use crate::flow::{Flow, IncomingFlow, Running, refuse};
-use crate::header::{self, FlowHeader, HEADER_MAX, HeaderError};
-use crate::limits::{AGE_GRACE, CONTROL_QUEUE, EVENTS_BEHIND, Limits};
+use crate::limits::{CONTROL_QUEUE, EVENTS_BEHIND, FLOWS_PER_SIDECAR, Limits};
 use crate::metrics::{Direction, Metrics, Transport};
-use crate::reply::{DETAIL_MAX, Refusal, Reply};
 use crate::shell::carrier::Carrier;
 use crate::shell::cut::NamedAddress;
-use crate::shell::halves::{FrameReadError, RecvHalf, SendHalf};
-use crate::udp::{Datagrams, UdpFlow};
+use crate::udp::Datagrams;
 
-/// Longest control frame, bytes: a reason and a few numbers.
-const CONTROL_MAX: usize = 1024;
+mod open;
+mod work;
 
-/// Longest answer, bytes: a refusal with its detail.
-const REPLY_MAX: usize = DETAIL_MAX + 64;
-
-/// Authority of the control stream's CONNECT.
-const CONTROL_AUTHORITY: &str = "control.tombolo.internal:0";
+pub use open::OpenError;
+pub(crate) use work::{ControlStream, Greeted, greet};
 
 /// How long the side that asked a tunnel to go away waits for the other to say that its flows have ended too.
 const IDLE_ANSWER: Duration = Duration::from_secs(1);
-
-/// Why a tunnel could not open a flow. In every case no byte of it has reached a backend: it may be tried elsewhere.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The other side answered no.
-    #[error("refused by {cluster}: {refusal}{}", if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
-    Refused {
-        /// Who refused.
-        cluster: ClusterId,
-        /// Why.
-        refusal: Refusal,
-        /// One line of the other side's; may be empty.
-        detail: String,
-    },
-    /// One of the sides has asked for no new flows: dial another tunnel.
-    #[error("the tunnel to {cluster} is going away; open the flow in a new one")]
-    GoingAway {
-        /// The peer's cluster.
-        cluster: ClusterId,
-    },
-    /// The tunnel is closed, or closed meanwhile.
-    #[error("the tunnel to {cluster} is closed: {reason}")]
-    Closed {
-        /// The peer's cluster.
-        cluster: ClusterId,
-        /// Why.
-        reason: String,
-    },
-    /// The peer takes no flows over a tunnel that it dialled.
-    #[error("{cluster} takes no flows over this tunnel, which it dialled itself")]
-    NotReversible {
-        /// The peer's cluster.
-        cluster: ClusterId,
-    },
-    /// The header cannot be sent.
-    #[error(transparent)]
-    Header(#[from] HeaderError),
-    /// The peer does not keep to the protocol.
-    #[error("{cluster} broke the protocol: {reason}")]
-    Protocol {
-        /// The peer's cluster.
-        cluster: ClusterId,
-        /// How.
-        reason: String,
-    },
-}
 
 /// What happens to a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,74 +108,12 @@ pub(crate) struct Inner {
     rtt_micros: AtomicU64,
     events: broadcast::Sender<TunnelEvent>,
     closed: watch::Sender<Option<Arc<str>>>,
-    _named: NamedAddress,
+    named: Mutex<NamedAddress>,
 }
 
 #[derive(Debug)]
 enum Command {
     GoAway { reason: String, grace: Duration },
-}
-
-/// The control stream, after both hellos.
-pub(crate) struct Greeted {
-    control: Control,
-    send: SendHalf,
-    recv: RecvHalf,
-    peer: Hello,
-}
-
-/// The control stream of a tunnel that is about to run.
-pub(crate) struct ControlStream {
-    control: Control,
-    send: SendHalf,
-    recv: RecvHalf,
-    orders: mpsc::Receiver<Command>,
-}
-
-/// Why there was no hello.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HelloError {
-    #[error("the connection ended before its control stream")]
-    NoControlStream,
-    #[error("control stream: {0}")]
-    Io(#[from] io::Error),
-    #[error("control stream: {0}")]
-    Frame(#[from] FrameReadError),
-    #[error("control stream: {0}")]
-    Control(#[from] ControlError),
-}
-
-/// Opens or awaits the control stream and says hello on it. The caller bounds the time.
-pub(crate) async fn greet(
-    carrier: &Carrier,
-    direction: Direction,
-    own: &Hello,
-    cluster: &ClusterId,
-) -> Result<Greeted, HelloError> {
-    let (mut send, mut recv) = match direction {
-        Direction::Outbound => carrier.open(CONTROL_AUTHORITY).await?,
-        Direction::Inbound => carrier.accept().await.ok_or(HelloError::NoControlStream)?,
-    };
-    send.prefer();
-    let (mut control, hello) = Control::new(own, cluster.clone());
-    send.write(encode(&hello)?).await?;
-    let received: v1::Control = recv.frame(CONTROL_MAX).await?;
-    match control.handle(Instant::now(), received)? {
-        Some(Action::Established { version, peer }) => {
-            tracing::debug!(%cluster, version, role = peer.kind.as_str(), "hello");
-            Ok(Greeted {
-                control,
-                send,
-                recv,
-                peer,
-            })
-        }
-        _ => Err(ControlError::HelloMissing.into()),
-    }
-}
-
-fn encode(message: &v1::Control) -> io::Result<bytes::Bytes> {
-    frame::encode(message).map_err(io::Error::other)
 }
 
 impl Tunnel {
@@ -259,6 +142,7 @@ impl Tunnel {
         } = greeted;
         let (commands, orders) = mpsc::channel(CONTROL_QUEUE);
         let metrics = around.metrics.clone();
+        carrier.allow_flows(allowed_flows(&around.limits, peer_hello.kind));
         metrics.tunnel_opened(carrier.transport(), direction);
         let inner = Inner {
             id,
@@ -283,7 +167,7 @@ impl Tunnel {
             events: broadcast::Sender::new(EVENTS_BEHIND),
             closed: watch::Sender::new(None),
             around,
-            _named: named,
+            named: Mutex::new(named),
         };
         (
             Self(Arc::new(inner)),
@@ -488,279 +372,13 @@ impl Tunnel {
             ended.await;
         }
     }
+}
 
-    /// Opens a TCP flow: resolves when the far side is *connected* or has refused. There is no time limit here: the caller
-    /// knows when it has a better candidate. Dropping the future resets the stream, and the far side abandons the flow.
-    ///
-    /// # Errors
-    /// [`OpenError`]; in each case no byte of the flow has reached a backend.
-    pub async fn open(&self, header: &FlowHeader) -> Result<Flow, OpenError> {
-        let (flow, _) = self.begin(header, Protocol::Tcp).await?;
-        Ok(flow)
-    }
-
-    /// Opens a UDP flow; as [`Tunnel::open`].
-    ///
-    /// # Errors
-    /// As [`Tunnel::open`].
-    pub async fn open_udp(&self, header: &FlowHeader) -> Result<UdpFlow, OpenError> {
-        let (flow, id) = self.begin(header, Protocol::Udp).await?;
-        let lane = self
-            .0
-            .datagrams
-            .join(id)
-            .ok_or_else(|| self.broke(format!("UDP flow id {id} is not free")))?;
-        Ok(UdpFlow::new(self.clone(), flow, lane))
-    }
-
-    async fn begin(&self, header: &FlowHeader, protocol: Protocol) -> Result<(Flow, u64), OpenError> {
-        if header.protocol != protocol {
-            let reason = format!("{} cannot be opened as {protocol}", header.protocol);
-            return Err(HeaderError::Field {
-                field: "protocol",
-                reason,
-            }
-            .into());
-        }
-        let wire = header.to_wire();
-        let len = prost::Message::encoded_len(&wire);
-        if len > HEADER_MAX {
-            return Err(HeaderError::TooLong { len }.into());
-        }
-        self.check_usable()?;
-        let running = Running::new(Arc::clone(&self.0), Direction::Outbound);
-        let failed = |error: &dyn std::fmt::Display| self.broken_off(error);
-        let (send, recv) = self
-            .0
-            .carrier
-            .open(&header::authority(header))
-            .await
-            .map_err(|error| failed(&error))?;
-        // From here on, dropping the flow resets the stream.
-        let mut flow = Flow { send, recv, running };
-        let frame = frame::encode(&wire).map_err(|_| HeaderError::TooLong { len })?;
-        flow.send.write(frame).await.map_err(|error| failed(&error))?;
-        let reply: v1::FlowReply = match flow.recv.frame(REPLY_MAX).await {
-            Ok(reply) => reply,
-            Err(FrameReadError::Io(error)) => return Err(failed(&error)),
-            Err(error) => return Err(self.broke(error.to_string())),
-        };
-        match Reply::from_wire(reply) {
-            Some(Reply::Connected { datagram_flow }) => Ok((flow, datagram_flow)),
-            Some(Reply::Refused { refusal, detail }) => {
-                // The far side has ended its direction; so do we, and nothing is left to reset.
-                if let Err(error) = flow.send.finish() {
-                    tracing::trace!(%error, "a refused flow was over already");
-                }
-                Err(OpenError::Refused {
-                    cluster: self.cluster().clone(),
-                    refusal,
-                    detail,
-                })
-            }
-            None => Err(self.broke("an answer without content".to_owned())),
-        }
-    }
-
-    fn check_usable(&self) -> Result<(), OpenError> {
-        let cluster = || self.cluster().clone();
-        if let Some(reason) = self.close_reason() {
-            return Err(OpenError::Closed {
-                cluster: cluster(),
-                reason: reason.to_string(),
-            });
-        }
-        if self.0.is_leaving() {
-            return Err(OpenError::GoingAway { cluster: cluster() });
-        }
-        if !self.takes_flows() {
-            return Err(OpenError::NotReversible { cluster: cluster() });
-        }
-        Ok(())
-    }
-
-    fn broken_off(&self, error: &dyn std::fmt::Display) -> OpenError {
-        let reason = self
-            .close_reason()
-            .map_or_else(|| error.to_string(), |reason| reason.to_string());
-        OpenError::Closed {
-            cluster: self.cluster().clone(),
-            reason,
-        }
-    }
-
-    fn broke(&self, reason: String) -> OpenError {
-        OpenError::Protocol {
-            cluster: self.cluster().clone(),
-            reason,
-        }
-    }
-
-    /// Everything a tunnel does, until it is over.
-    async fn run(&self, control: ControlStream, handler: Arc<dyn Accept>) {
-        let reason = tokio::select! {
-            reason = self.0.carrier.closed() => reason,
-            reason = self.speak(control) => reason,
-            () = self.accept_flows(handler) => self.0.carrier.closed().await,
-            () = self.take_datagrams() => self.0.carrier.closed().await,
-            reason = self.closed() => reason.to_string(),
-        };
-        self.close(&reason);
-        self.0.metrics.tunnel_closed();
-        let reason = self.close_reason().unwrap_or_else(|| Arc::from(reason));
-        tracing::info!(cluster = %self.cluster(), peer = %self.peer(), remote = %self.remote_addr(), %reason, "tunnel closed");
-        self.0.tell(TunnelEvent::Closed { reason });
-    }
-
-    /// The control stream. Returns why the tunnel ends.
-    async fn speak(&self, control: ControlStream) -> String {
-        let ControlStream {
-            mut control,
-            send,
-            mut recv,
-            mut orders,
-        } = control;
-        let (outbox, letters) = mpsc::channel(CONTROL_QUEUE);
-        let writer = write_control(send, letters);
-        tokio::pin!(writer);
-        let mut ticks = tokio::time::interval(self.0.around.ping_every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut last_heard = Instant::now();
-        loop {
-            let letter = tokio::select! {
-                error = &mut writer => return format!("control stream: {error}"),
-                received = recv.frame::<v1::Control>(CONTROL_MAX) => {
-                    let now = Instant::now();
-                    last_heard = now;
-                    match received.map_err(|error| error.to_string()).and_then(|message| {
-                        control.handle(now, message).map_err(|error| error.to_string())
-                    }) {
-                        Ok(action) => action.and_then(|action| self.obey(action)),
-                        Err(error) => return format!("control stream: {error}"),
-                    }
-                }
-                now = ticks.tick() => {
-                    if now.saturating_duration_since(last_heard) > self.0.around.limits.idle_timeout {
-                        return format!("nothing heard for {} s", self.0.around.limits.idle_timeout.as_secs());
-                    }
-                    if self.age() > self.0.around.limits.tunnel_age {
-                        self.go_away("the tunnel is too old", AGE_GRACE);
-                    }
-                    Some(control.ping(now))
-                }
-                Some(Command::GoAway { reason, grace }) = orders.recv() => Some(control.go_away(&reason, grace)),
-            };
-            if let Some(letter) = letter
-                && outbox.try_send(letter).is_err()
-            {
-                // A ping that is not sent is not answered; so much is true: the peer does not read.
-                tracing::trace!(cluster = %self.cluster(), "control stream is full");
-            }
-        }
-    }
-
-    /// Does what the control stream says; returns what is to be sent.
-    fn obey(&self, action: Action) -> Option<v1::Control> {
-        match action {
-            Action::Send(message) => return Some(message),
-            Action::Established { .. } => {}
-            Action::Pong { rtt } => {
-                let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1);
-                self.0.rtt_micros.store(micros, Ordering::Relaxed);
-                self.0.tell(TunnelEvent::Pong { rtt });
-            }
-            Action::PeerIdle => {
-                self.0.peer_idle.send_replace(true);
-            }
-            Action::GoAway { reason, grace } => self.peer_leaves(reason, grace),
-        }
-        None
-    }
-
-    /// The peer wants no new flows: tell it when ours have ended.
-    fn peer_leaves(&self, reason: String, grace: Duration) {
-        if self.0.peer_leaves.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        tracing::debug!(cluster = %self.cluster(), reason, ?grace, "the peer asks to go away");
-        self.0.tell(TunnelEvent::GoingAway {
-            reason: Arc::from(reason),
-        });
-        let tunnel = self.clone();
-        self.0.around.tasks.spawn(async move {
-            tokio::select! {
-                () = tunnel.no_flows() => {
-                    let order = Command::GoAway { reason: "idle".to_owned(), grace: Duration::ZERO };
-                    if tunnel.0.control.send(order).await.is_err() {
-                        tracing::trace!("the tunnel closed before we said that it is idle");
-                    }
-                }
-                _ = tunnel.closed() => {}
-            }
-        });
-    }
-
-    async fn accept_flows(&self, handler: Arc<dyn Accept>) {
-        while let Some((send, recv)) = self.0.carrier.accept().await {
-            let flow = Flow {
-                send,
-                recv,
-                running: Running::new(Arc::clone(&self.0), Direction::Inbound),
-            };
-            let (tunnel, handler) = (self.clone(), Arc::clone(&handler));
-            self.0
-                .around
-                .tasks
-                .spawn(async move { tunnel.serve(flow, handler).await });
-        }
-    }
-
-    /// Reads a flow's header in time, checks it, and hands the flow over.
-    async fn serve(&self, mut flow: Flow, handler: Arc<dyn Accept>) {
-        let limits = &self.0.around.limits;
-        let read = tokio::time::timeout(
-            limits.header_timeout,
-            flow.recv.frame::<v1::FlowHeader>(HEADER_MAX),
-        );
-        let header = match read.await {
-            Ok(Ok(wire)) => FlowHeader::from_wire(&wire).and_then(|header| {
-                header.check_source(self.peer())?;
-                Ok(header)
-            }),
-            // The opener gave up before it said anything.
-            Ok(Err(FrameReadError::Io(error))) => {
-                return tracing::trace!(peer = %self.peer(), %error, "flow abandoned before its header");
-            }
-            Ok(Err(error)) => Err(HeaderError::Field {
-                field: "frame",
-                reason: error.to_string(),
-            }),
-            Err(_) => {
-                tracing::debug!(peer = %self.peer(), "flow reset: its header did not come in time");
-                return flow.reset();
-            }
-        };
-        let (refusal, detail) = match header {
-            Err(error) => (Refusal::Forged, error.to_string()),
-            Ok(_) if self.0.we_leave.load(Ordering::Acquire) => (Refusal::Draining, String::new()),
-            Ok(_) if self.open_flows() > limits.flows_per_tunnel => (
-                Refusal::Overloaded,
-                format!("{} flows run in this tunnel", limits.flows_per_tunnel),
-            ),
-            Ok(header) => return handler.flow(IncomingFlow::new(self.clone(), header, flow)).await,
-        };
-        self.0.metrics.refused(refusal);
-        tracing::debug!(peer = %self.peer(), %refusal, detail, "flow refused");
-        refuse(&mut flow, refusal, &detail).await;
-    }
-
-    async fn take_datagrams(&self) {
-        if self.transport() == Transport::H2 {
-            std::future::pending::<()>().await;
-        }
-        while let Some(datagram) = self.0.carrier.datagram().await {
-            self.0.datagrams.take(datagram);
-        }
+/// How many flows a peer of this kind may run at once in one tunnel.
+fn allowed_flows(limits: &Limits, kind: Kind) -> usize {
+    match kind {
+        Kind::Gateway => limits.flows_per_tunnel,
+        Kind::Sidecar => limits.flows_per_tunnel.min(FLOWS_PER_SIDECAR),
     }
 }
 
@@ -796,18 +414,4 @@ impl Inner {
             self.no_flows.notify_waiters();
         }
     }
-}
-
-/// Writes control messages in their order; returns why it cannot.
-async fn write_control(mut send: SendHalf, mut letters: mpsc::Receiver<v1::Control>) -> io::Error {
-    while let Some(letter) = letters.recv().await {
-        let written = match encode(&letter) {
-            Ok(frame) => send.write(frame).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            return error;
-        }
-    }
-    io::Error::from(io::ErrorKind::BrokenPipe)
 }

@@ -11,13 +11,14 @@ use tokio_rustls::TlsConnector;
 use tombolo_clusterset::ClusterId;
 use tombolo_trust::Permit;
 
-use super::{Shared, TransportChoice, greet, h2, listen, quic};
+use super::{Shared, TransportChoice, listen};
 use crate::limits::{DIAL_TIMEOUT, PREFER_H2_FOR, PREFER_H2_MAX, QUIC_HEAD_START};
 use crate::metrics::{Direction, Transport};
 use crate::shell::carrier::Carrier;
 use crate::shell::cut::CutStream;
-use crate::shell::h2::H2Carrier;
-use crate::tunnel::Tunnel;
+use crate::shell::h2::{self, H2Carrier};
+use crate::shell::quic;
+use crate::tunnel::{Tunnel, greet};
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]

@@ -8,12 +8,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tombolo_daemon::seam::net::{ACCEPT_PAUSE, Listener};
 
-use super::{Shared, dialler_permit, greet, h2, quic};
+use super::{Shared, dialler_permit};
 use crate::limits::HANDSHAKE_TIMEOUT;
 use crate::metrics::Direction;
 use crate::shell::carrier::Carrier;
 use crate::shell::cut::{CutStream, canonical};
-use crate::shell::h2::H2Carrier;
+use crate::shell::h2::{self, H2Carrier};
+use crate::shell::quic;
+use crate::tunnel::greet;
 
 /// Takes in QUIC connections until the endpoint closes.
 pub(super) async fn quic(shared: Arc<Shared>) {

@@ -48,6 +48,15 @@ impl Carrier {
         }
     }
 
+    /// Lets the peer open `flows` streams at once, now that it is known. HTTP/2 says so in its settings.
+    pub(crate) fn allow_flows(&self, flows: usize) {
+        if let Self::Quic(connection) = self {
+            // One more for the control stream.
+            let streams = u32::try_from(flows).unwrap_or(u32::MAX).saturating_add(1);
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+        }
+    }
+
     /// Opens a stream; waits while the peer's limit of streams is reached. The peer sees it with its first byte. Cancel-safe.
     pub(crate) async fn open(&self, authority: &str) -> io::Result<Stream> {
         match self {

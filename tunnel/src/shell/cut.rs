@@ -53,15 +53,11 @@ impl CutSet {
     /// Remembers that `address` belongs to `cluster` for as long as the answer lives.
     pub(crate) fn name(self: &Arc<Self>, address: SocketAddr, cluster: &ClusterId) -> NamedAddress {
         let address = canonical(address);
-        let mut state = self.state.write();
-        state
-            .addresses
-            .entry(address)
-            .or_insert_with(|| (cluster.clone(), 0))
-            .1 += 1;
+        self.state.write().named(address, cluster);
         NamedAddress {
             set: Arc::clone(self),
             address,
+            cluster: cluster.clone(),
         }
     }
 
@@ -92,6 +88,22 @@ impl CutSet {
 }
 
 impl State {
+    fn named(&mut self, address: SocketAddr, cluster: &ClusterId) {
+        self.addresses
+            .entry(address)
+            .or_insert_with(|| (cluster.clone(), 0))
+            .1 += 1;
+    }
+
+    fn forgotten(&mut self, address: SocketAddr) {
+        if let Some((_, uses)) = self.addresses.get_mut(&address) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+
     fn cuts(&self, cluster: Option<&ClusterId>) -> bool {
         self.everything || cluster.is_some_and(|cluster| self.clusters.contains(cluster))
     }
@@ -101,17 +113,25 @@ impl State {
 pub(crate) struct NamedAddress {
     set: Arc<CutSet>,
     address: SocketAddr,
+    cluster: ClusterId,
+}
+
+impl NamedAddress {
+    /// The peer may have moved.
+    pub(crate) fn follow(&mut self, address: SocketAddr) {
+        let address = canonical(address);
+        if address != self.address {
+            let mut state = self.set.state.write();
+            state.forgotten(self.address);
+            state.named(address, &self.cluster);
+            self.address = address;
+        }
+    }
 }
 
 impl Drop for NamedAddress {
     fn drop(&mut self) {
-        let mut state = self.set.state.write();
-        if let Some((_, uses)) = state.addresses.get_mut(&self.address) {
-            *uses -= 1;
-            if *uses == 0 {
-                state.addresses.remove(&self.address);
-            }
-        }
+        self.set.state.write().forgotten(self.address);
     }
 }
 

@@ -28,6 +28,10 @@ const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// Packets keep NAT bindings, which may last only 30 s, and the idle timer of a tunnel without flows.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// Streams that a peer may open before it has said who it is: the control stream and a first burst of flows, which waits
+/// for the hello. [`Carrier::allow_flows`](super::carrier::Carrier::allow_flows) raises it.
+const FIRST_STREAMS: u32 = 64;
+
 /// Control stream and flows; nothing opens unidirectional streams.
 const UNI_STREAMS: u32 = 0;
 
@@ -93,11 +97,7 @@ fn client_config(tls: Arc<rustls::ClientConfig>, limits: &Limits) -> io::Result<
 
 fn transport(limits: &Limits) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    // One more for the control stream.
-    let streams = u32::try_from(limits.flows_per_tunnel)
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(streams));
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS));
     transport.max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS));
     transport.stream_receive_window(VarInt::from_u32(FLOW_WINDOW));
     transport.receive_window(VarInt::from_u32(TUNNEL_WINDOW));
