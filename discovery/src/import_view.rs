@@ -361,3 +361,6 @@ fn endpoints(slices: &[EndpointSlice]) -> BTreeSet<IpAddr> {
         .map(|endpoint| endpoint.address)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -263,3 +263,6 @@ pub fn request(request: Request) -> v1::PublishRequest {
         request: Some(request),
     }
 }
+
+#[cfg(test)]
+mod tests;

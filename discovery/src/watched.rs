@@ -516,3 +516,6 @@ fn export_key(key: &v1::ExportKey) -> Result<(ServiceKey, ClusterId), Invalid> {
         convert::cluster_id("cluster", &key.cluster)?,
     ))
 }
+
+#[cfg(test)]
+mod tests;
