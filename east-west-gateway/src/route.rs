@@ -1,12 +1,11 @@
 //! Where a new flow goes, and when it is sent elsewhere.
 //!
 //! [`hops`] orders the ways to a backend: an endpoint of this cluster, or another cluster through its gateway, which chooses
-//! an endpoint of its own. [`Dispatch`] tries them in that order until one says *connected*. Until then no byte of the client
-//! has left, so that the flow may move (DESIGN §7); after that it never does.
+//! an endpoint of its own. [`tombolo_clusterset::dispatch`] tries them in that order until one says *connected*; [`may_move`]
+//! tells which refusals end that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use tombolo_clusterset::export::SessionAffinity;
 use tombolo_clusterset::select::{self, Signals};
@@ -16,19 +15,6 @@ use tombolo_tunnel::Refusal;
 /// Most endpoints of the own cluster that one flow tries: when five in a row refuse, the sixth is not the remedy, and another
 /// cluster is.
 pub const LOCAL_HOPS_MAX: usize = 5;
-
-/// A hop that has not answered for this long gets company: a connect across a region takes less, and a client waits this
-/// long without noticing.
-pub const HEDGE_DELAY: Duration = Duration::from_millis(150);
-
-/// A hop with a known RTT gets this many of them, should that be longer: tunnel, backend, and some to spare.
-const HEDGE_ROUND_TRIPS: u32 = 3;
-
-/// Hops that may be pending at once: the backends' gateways see at most this many connects for one flow.
-pub const PENDING_MAX: usize = 3;
-
-/// A flow that nobody has connected by then has failed: longer than any detection, shorter than a client's patience.
-pub const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// One way to a backend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,94 +106,10 @@ pub fn may_move(refusal: Refusal) -> bool {
     }
 }
 
-/// How long a hop may be silent before the next is tried beside it.
-#[must_use]
-pub fn hedge_after(rtt: Option<Duration>) -> Duration {
-    rtt.map_or(HEDGE_DELAY, |rtt| HEDGE_DELAY.max(rtt * HEDGE_ROUND_TRIPS))
-}
-
-/// What to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Try this hop, beside those that are pending.
-    Try(usize),
-    /// Nothing until then, or until a hop answers.
-    Wait(Instant),
-    /// No hop is left, or the time is over.
-    GiveUp,
-}
-
-/// The tries of one flow.
-///
-/// Call order: [`Self::poll`] until it says `Wait`; `on_*` when something happened, then [`Self::poll`] again. The first hop
-/// that connects ends it: the caller drops the others.
-#[derive(Debug, Clone)]
-pub struct Dispatch {
-    hops: usize,
-    next: usize,
-    /// When each pending hop gets company.
-    pending: BTreeMap<usize, Instant>,
-    deadline: Instant,
-    final_refusal: bool,
-}
-
-impl Dispatch {
-    /// A flow with that many hops, begun at `now`.
-    #[must_use]
-    pub fn new(hops: usize, now: Instant) -> Self {
-        Self {
-            hops,
-            next: 0,
-            pending: BTreeMap::new(),
-            deadline: now + OPEN_LIMIT,
-            final_refusal: false,
-        }
-    }
-
-    /// The next step.
-    pub fn poll(&mut self, now: Instant) -> Step {
-        let left = self.next < self.hops && !self.final_refusal;
-        if now >= self.deadline || (self.pending.is_empty() && !left) {
-            return Step::GiveUp;
-        }
-        let may_add = left && self.pending.len() < PENDING_MAX;
-        // The youngest speaks: an older one that is late had its successor already.
-        let due = self.pending.values().max().copied();
-        match due {
-            None => self.start(),
-            Some(due) if may_add && due <= now => self.start(),
-            Some(due) if may_add => Step::Wait(due.min(self.deadline)),
-            Some(_) => Step::Wait(self.deadline),
-        }
-    }
-
-    /// `hop` was begun at `now`; its path has this RTT.
-    pub fn on_begun(&mut self, hop: usize, rtt: Option<Duration>, now: Instant) {
-        self.pending.insert(hop, now + hedge_after(rtt));
-    }
-
-    /// The link that `hop` takes is no longer up: it gets company at once.
-    pub fn on_suspect(&mut self, hop: usize, now: Instant) {
-        if let Some(due) = self.pending.get_mut(&hop) {
-            *due = now.min(*due);
-        }
-    }
-
-    /// `hop` failed. With `may_move` false no other is tried.
-    pub fn on_failed(&mut self, hop: usize, may_move: bool) {
-        self.pending.remove(&hop);
-        self.final_refusal |= !may_move;
-    }
-
-    fn start(&mut self) -> Step {
-        let hop = self.next;
-        self.next += 1;
-        Step::Try(hop)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rand::SeedableRng;
     use rand::rngs::StdRng;
     use tombolo_clusterset::endpoint::Protocol;
@@ -326,93 +228,12 @@ mod tests {
         assert_eq!(hops(flow, &mut StdRng::seed_from_u64(1)), [expected]);
     }
 
-    #[derive(Debug, Clone, Copy)]
-    enum Event {
-        Suspect(usize),
-        Failed(usize),
-        Forged(usize),
-        Nothing,
-    }
-
-    /// Plays `events` (milliseconds, event) and returns every hop that is begun with its time, and when it gives up.
-    fn play(hops: usize, events: &[(u64, Event)]) -> (Vec<(u64, usize)>, Option<u64>) {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let mut dispatch = Dispatch::new(hops, start);
-        let mut begun = Vec::new();
-        let mut events = events.iter().peekable();
-        let mut now = 0;
-        loop {
-            match dispatch.poll(at(now)) {
-                Step::Try(hop) => {
-                    dispatch.on_begun(hop, None, at(now));
-                    begun.push((now, hop));
-                }
-                Step::GiveUp => return (begun, Some(now)),
-                Step::Wait(until) => {
-                    let until = u64::try_from((until - start).as_millis()).unwrap();
-                    match events.peek() {
-                        Some((when, _)) if *when <= until => {
-                            let (when, event) = events.next().unwrap();
-                            now = *when;
-                            match event {
-                                Event::Suspect(hop) => dispatch.on_suspect(*hop, at(now)),
-                                Event::Failed(hop) => dispatch.on_failed(*hop, true),
-                                Event::Forged(hop) => dispatch.on_failed(*hop, false),
-                                Event::Nothing => return (begun, None),
-                            }
-                        }
-                        _ => now = until,
-                    }
-                }
-            }
-        }
-    }
-
     #[test]
-    fn pending_flows_move_and_never_for_ever() {
-        use Event::{Failed, Forged, Nothing, Suspect};
-        type Row = (
-            usize,
-            &'static [(u64, Event)],
-            &'static [(u64, usize)],
-            Option<u64>,
-        );
-        let table: &[Row] = &[
-            (0, &[], &[], Some(0)),
-            // Connected within the delay: one try.
-            (3, &[(100, Nothing)], &[(0, 0)], None),
-            // Refused: the next at once.
-            (2, &[(5, Failed(0)), (9, Failed(1))], &[(0, 0), (5, 1)], Some(9)),
-            // Suspect: the next at once, the first stays pending.
-            (2, &[(40, Suspect(0)), (60, Nothing)], &[(0, 0), (40, 1)], None),
-            // Silence: hedged, at most three at once, and over at the limit.
-            (5, &[], &[(0, 0), (150, 1), (300, 2)], Some(10_000)),
-            (
-                5,
-                &[(400, Failed(1)), (500, Nothing)],
-                &[(0, 0), (150, 1), (300, 2), (450, 3)],
-                None,
-            ),
-            // Wrong everywhere: no other is tried.
-            (3, &[(5, Forged(0))], &[(0, 0)], Some(5)),
-        ];
-        for (hops, events, begun, gave_up) in table {
-            assert_eq!(
-                play(*hops, events),
-                (begun.to_vec(), *gave_up),
-                "{hops} hops, {events:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_long_path_is_not_hedged_in_vain() {
-        assert_eq!(hedge_after(None), HEDGE_DELAY);
-        assert_eq!(hedge_after(Some(Duration::from_millis(10))), HEDGE_DELAY);
-        assert_eq!(
-            hedge_after(Some(Duration::from_millis(100))),
-            Duration::from_millis(300)
-        );
+    fn only_a_forged_header_is_wrong_everywhere() {
+        let wrong: Vec<Refusal> = Refusal::ALL
+            .into_iter()
+            .filter(|refusal| !may_move(*refusal))
+            .collect();
+        assert_eq!(wrong, [Refusal::Forged]);
     }
 }

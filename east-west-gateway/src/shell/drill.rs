@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tombolo_clusterset::endpoint::Protocol;
+use tombolo_clusterset::places::Target;
 use tombolo_clusterset::{ClusterId, Drill, DrillId, DrillKind};
 use tombolo_daemon::backoff::Backoff;
 use tombolo_daemon::supervise::TaskResult;
@@ -23,7 +24,6 @@ use tracing::{info, warn};
 use super::context::Context;
 use super::outbound::{self, ClientFlow, Way};
 use crate::drill_plan::{self, Answer, REQUEST_TIMEOUT, Schedule};
-use crate::listeners::Target;
 
 /// Tries to hand the report to the agent, which keeps it from there: with [`Backoff::default`] they span two minutes, and an
 /// agent restarts in seconds.

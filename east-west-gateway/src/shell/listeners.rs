@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_clusterset::endpoint::Protocol;
+use tombolo_clusterset::places::{Action, Place, Target, reconcile};
 use tombolo_daemon::seam::net::{ACCEPT_PAUSE, Listener, Stream};
 use tombolo_daemon::supervise::TaskResult;
 use tombolo_tunnel::{Ended, forward};
@@ -21,7 +22,7 @@ use super::context::Context;
 use super::metrics::{Direction, Outcome};
 use super::outbound::{self, ClientFlow, Connected, Way};
 use super::udp;
-use crate::listeners::{Action, Place, Target, reconcile, wanted};
+use crate::listeners::wanted;
 
 /// Flows of clients at once: each holds two descriptors and a few KiB; a gateway at its bound takes about a gibibyte.
 pub(super) const FLOWS_MAX: usize = 65_536;

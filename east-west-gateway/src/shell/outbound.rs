@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::UdpSocket;
+use tombolo_clusterset::dispatch::{Dispatch, OPEN_LIMIT, Step};
 use tombolo_clusterset::endpoint::Protocol;
+use tombolo_clusterset::places::Target;
 use tombolo_clusterset::select::Signals;
 use tombolo_clusterset::{ClusterId, LinkState};
 use tombolo_daemon::seam::net::Stream;
@@ -17,8 +19,7 @@ use tombolo_tunnel::{Flow, FlowHeader, OpenError, Tunnel, UdpFlow};
 use super::context::{Context, LinkView};
 use super::health::Group;
 use super::metrics::Direction;
-use crate::listeners::Target;
-use crate::route::{self, Dispatch, Hop, NewFlow, Step};
+use crate::route::{self, Hop, NewFlow};
 
 /// Time for a connect to an endpoint of the own cluster: it is a round trip within a data centre, and one lost SYN (1 s,
 /// RFC 6298 §2.1) is where another endpoint is the better bet.
@@ -75,7 +76,7 @@ pub(super) enum NotConnected {
     NoHop(String),
     #[error("{0}")]
     Failed(String),
-    #[error("no answer within {} s; last: {last}", route::OPEN_LIMIT.as_secs())]
+    #[error("no answer within {} s; last: {last}", OPEN_LIMIT.as_secs())]
     TimedOut { last: String },
 }
 
@@ -108,9 +109,7 @@ pub(super) async fn connect(context: &Arc<Context>, flow: &ClientFlow) -> Result
             Step::GiveUp => {
                 return Err(match last {
                     None => NotConnected::NoHop(flow.target.service.to_string()),
-                    Some(last) if context.now() >= started + route::OPEN_LIMIT => {
-                        NotConnected::TimedOut { last }
-                    }
+                    Some(last) if context.now() >= started + OPEN_LIMIT => NotConnected::TimedOut { last },
                     Some(last) => NotConnected::Failed(last),
                 });
             }

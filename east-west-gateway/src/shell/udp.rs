@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_clusterset::endpoint::Protocol;
+use tombolo_clusterset::places::Target;
 use tombolo_tunnel::UdpFlow;
 use tracing::{debug, warn};
 
@@ -23,7 +24,6 @@ use super::inbound::still_serves;
 use super::listeners::Permit;
 use super::metrics::{Direction, Outcome};
 use super::outbound::{self, ClientFlow, Way};
-use crate::listeners::Target;
 
 /// A flow over which nothing has passed for this long is over: conntrack's `nf_conntrack_udp_timeout_stream` is 120 s, its
 /// older default 180 s; the longer one never surprises a client.

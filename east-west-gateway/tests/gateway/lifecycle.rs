@@ -1,0 +1,92 @@
+//! Start without peers, drain, restart of a peer.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tombolo_clusterset::LinkState;
+use tombolo_gateway::Transport;
+
+use crate::backend::{self, ask};
+use crate::world::{PATIENCE, Service, World, eventually};
+
+const BOTH: [(&str, bool); 2] = [("aks", false), ("kind", false)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_ready_without_any_peer() {
+    let world = World::new(&BOTH);
+    let site = world.start("aks", Transport::Auto).await;
+    site.wait_ready().await;
+    assert_ne!(site.state_of("kind"), LinkState::Up);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_lets_flows_end_and_resets_the_rest_at_its_deadline() {
+    let world = World::new(&BOTH);
+    let backend = world.backend("kind", 0);
+    let world = world.with(Service::tcp("k", 0).at("kind", [backend]));
+    backend::tcp(backend, "kind").await;
+    let aks = world
+        .start_with("aks", Transport::Auto, Duration::from_secs(3))
+        .await;
+    let kind = world.start("kind", Transport::Auto).await;
+    aks.wait_up(["kind"]).await;
+    kind.wait_up(["aks"]).await;
+    let vip = world.vip("aks", 0);
+    let [mut ends, mut stays] = [
+        TcpStream::connect(vip).await.unwrap(),
+        TcpStream::connect(vip).await.unwrap(),
+    ];
+    for stream in [&mut ends, &mut stays] {
+        stream.write_all(b"half").await.unwrap();
+    }
+    eventually("both flows run", async || {
+        let state = aks.http("/state").await?;
+        state.contains(r#""tcp":2"#).then_some(())
+    })
+    .await;
+
+    let began = Instant::now();
+    aks.shutdown.begin(began);
+    eventually("nothing is accepted any more", async || {
+        TcpStream::connect(vip).await.is_err().then_some(())
+    })
+    .await;
+    ends.write_all(b"+half").await.unwrap();
+    ends.shutdown().await.unwrap();
+    let mut answer = String::new();
+    ends.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(
+        answer, "kind:half+half",
+        "a flow that ends before the deadline ends normally"
+    );
+    let error = tokio::time::timeout(PATIENCE, stays.read(&mut [0; 8]))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(
+        began.elapsed() >= Duration::from_secs(2),
+        "reset at the deadline, not before: {:?}",
+        began.elapsed()
+    );
+    aks.gateway.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_restarts_is_found_again() {
+    let world = World::new(&BOTH);
+    let backend = world.backend("kind", 0);
+    let world = world.with(Service::tcp("k", 0).at("kind", [backend]));
+    backend::tcp(backend, "kind").await;
+    let mut sites = world.start_all(Transport::Auto).await;
+    assert_eq!(ask(world.vip("aks", 0), "1").await.unwrap(), "kind:1");
+    let kind = sites.pop().unwrap();
+    kind.shutdown.begin(Instant::now());
+    kind.gateway.await.unwrap().unwrap();
+    sites[0].wait_state("kind", LinkState::Down).await;
+    let _kind = world.start("kind", Transport::Auto).await;
+    sites[0].wait_state("kind", LinkState::Up).await;
+    assert_eq!(ask(world.vip("aks", 0), "2").await.unwrap(), "kind:2");
+}
