@@ -123,13 +123,12 @@ impl Service {
 
     fn headless(import: &Import, full_name: &[u8], verdicts: &Verdicts) -> Service {
         let mut service = Service::default();
-        let mut hosts = hosts(import, full_name, verdicts);
+        let hosts = hosts(import, full_name, verdicts);
         let Some(best) = hosts.values().flatten().filter_map(Host::best).min() else {
             return service;
         };
-        for (cluster, hosts) in &mut hosts {
+        for (cluster, hosts) in &hosts {
             for host in hosts {
-                host.keep_best();
                 let Some(cluster_label) = Builder::new().label(cluster.as_str()).map(Builder::finish) else {
                     continue;
                 };
@@ -159,7 +158,7 @@ impl Service {
         {
             let addresses = host.addresses();
             named.extend(addresses.all());
-            for (name, protocol, port) in host.found.values().flat_map(|found| &found.ports) {
+            for (name, protocol, port) in host.chosen().into_iter().flat_map(|found| &found.ports) {
                 let srv = Srv {
                     port: *port,
                     target: host.name.clone(),
@@ -274,18 +273,14 @@ impl Host {
         self.found.keys().next().copied()
     }
 
-    /// Forgets all but the best grade.
-    fn keep_best(&mut self) {
-        if let Some(best) = self.best() {
-            self.found.retain(|grade, _| *grade == best);
-        }
+    /// The endpoints of the best grade; the others are as if they were not there.
+    fn chosen(&self) -> Option<&Found> {
+        self.found.values().next()
     }
 
     fn addresses(&self) -> Arc<Addresses> {
         Addresses::of(
-            self.found
-                .values()
-                .next()
+            self.chosen()
                 .into_iter()
                 .flat_map(|found| found.addresses.iter().copied()),
         )

@@ -249,3 +249,31 @@ fn a_zone_follows_its_snapshot() {
         3
     );
 }
+
+#[test]
+fn of_one_host_name_the_ready_endpoints_are_named() {
+    let (http, admin) = (
+        port("http", Protocol::Tcp, 80),
+        port("admin", Protocol::Tcp, 9000),
+    );
+    let mut ledger = import(
+        "shop/ledger",
+        &[],
+        &[http.clone(), admin.clone()],
+        &[(EKS, &["a@10.2.0.1"])],
+    );
+    let draining = crate::fixture::imported(std::slice::from_ref(&admin), &["a@10.2.0.2~"]);
+    let eks = ledger.clusters.get_mut(EKS).unwrap();
+    eks.slices[0].ports.retain(|port| port.name == "http");
+    eks.slices.extend(draining.slices);
+    let zone = zone(&snapshot([ledger]), &[]);
+    let name = "a.eks-us-east-1.ledger.shop.svc.clusterset.local.";
+    let records = Expect::Records(&["a.eks-us-east-1.ledger.shop A 1 10.2.0.1"], &[]);
+    check(&zone, name, RecordType::A, &records);
+    check(
+        &zone,
+        "_admin._tcp.ledger.shop.svc.clusterset.local.",
+        RecordType::SRV,
+        &Expect::NoSuchName,
+    );
+}
