@@ -16,6 +16,7 @@ pub mod config;
 #[cfg(test)]
 mod fixtures;
 pub mod listeners;
+pub mod metrics;
 pub mod plan;
 pub mod pools;
 mod shell;

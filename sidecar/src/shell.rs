@@ -1,3 +1,14 @@
 //! Sockets, tunnels and tasks.
 
+mod connect;
+mod drills;
+mod gateways;
+mod inbound;
+mod outbound;
+mod relay;
 pub(crate) mod run;
+mod udp;
+mod view;
+
+#[cfg(test)]
+mod tests;
