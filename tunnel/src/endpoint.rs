@@ -21,7 +21,7 @@ use tombolo_trust::{Permit, Role, SpiffeId, Subject};
 use crate::control::{Hello, Kind};
 use crate::flow::IncomingFlow;
 use crate::identity::LocalIdentity;
-use crate::limits::{Limits, PING_EVERY};
+use crate::limits::{GOODBYE, Limits, PING_EVERY};
 use crate::metrics::Metrics;
 use crate::shell::cut::CutSet;
 use crate::shell::quic;
@@ -315,6 +315,8 @@ impl Endpoint {
             drop(tokio::time::timeout_at(deadline, gone).await);
         }
         self.close("the gateway has shut down");
+        // Peers are told that it is over; those that do not confirm are not waited for.
+        drop(tokio::time::timeout(GOODBYE, self.shared.quic.wait_idle()).await);
         Drained {
             ended: before.saturating_sub(reset),
             reset,
@@ -386,6 +388,7 @@ impl Shared {
 
     fn surroundings(&self) -> Surroundings {
         Surroundings {
+            reversible: self.own.reversible,
             limits: self.limits,
             ping_every: self.ping_every,
             metrics: self.metrics.clone(),

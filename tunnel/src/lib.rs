@@ -4,26 +4,26 @@
 //! - Shells: [`identity`] (the certificate we speak with), [`endpoint`] (listens and dials), [`tunnel`], [`flow`],
 //!   [`udp`], [`forward`], and under `shell` the two transports.
 //!
+//! # On the wire
+//!
 //! ```text
-//! EndpointConfig::gateway(cluster, listen) | ::sidecar(cluster)       fields are public, defaults documented
-//! Endpoint::bind(config, identity: LocalIdentity, seams: Seams, handler: Arc<dyn Accept>) -> Result<Endpoint, BindError>   (async)
-//! Endpoint  (cheap clone)
-//!   .dial(address: SocketAddr, expect: &ClusterId, transport: TransportChoice) -> Result<Tunnel, DialError>                (async)
-//!   .set_cut(clusters: BTreeSet<ClusterId>, everything: bool)   .tunnels() -> Vec<Tunnel>   .local_addr() -> Option<SocketAddr>
-//!   .drain(deadline: Instant) -> Drained { ended, reset }  (async)      .close(reason: &str)
-//! trait Accept: Send + Sync + 'static { fn tunnel(&self, tunnel: Tunnel); fn flow(&self, flow: IncomingFlow) -> BoxFuture<'static, ()>; }
-//! Tunnel  (cheap clone)
-//!   .open(&FlowHeader) -> Result<Flow, OpenError>   .open_udp(&FlowHeader) -> Result<UdpFlow, OpenError>                  (async)
-//!   .peer() -> &SpiffeId  .cluster() -> &ClusterId  .transport() -> Transport  .direction() -> Direction  .remote_addr()
-//!   .rtt() -> Option<Duration>  .events() -> broadcast::Receiver<TunnelEvent { Pong{rtt} | GoingAway{reason} | Closed{reason} }>
-//!   .is_usable() (live, no go-away)  .is_outdated() (made with an older certificate than ours now)  .peer_takes_flows()
-//!   .closed() -> Arc<str> (async)  .go_away(reason, deadline: Duration)  .close(reason)  .open_flows() -> usize  .id() -> u64  .age()
-//! IncomingFlow { .peer(), .header(), .tunnel(), .accept() -> Result<Flow, FlowError>, .accept_udp() -> Result<UdpFlow, FlowError>,
-//!                .refuse(Refusal, detail), .abandoned() }                                                     (all four async)
-//! Flow: AsyncRead + AsyncWrite; shutdown() = FIN; reset(); into parts by forward().   UdpFlow: send(Bytes), recv() -> Option<Bytes>, split()
-//! forward(local: net::Stream, flow: Flow) -> Forwarded { bytes_out, bytes_in, ended: Ended }                                (async)
-//! LocalIdentity::start(IdentityConfig, seams, shutdown) -> Result<LocalIdentity, IdentityError>   LocalIdentity::fixed(id, certs, trust)
+//!  QUIC (ALPN tombolo/1)                        HTTP/2 (ALPN h2)
+//!  first bidirectional stream                   first CONNECT                  control stream: frames of `Control`
+//!  each further one, opened by either side      each further CONNECT           one flow
+//!  datagrams: flow id, payload                  capsules on the flow's stream  UDP payloads
 //! ```
+//! A flow is the same on both: the opener sends one frame, the [`FlowHeader`]; the other side answers one frame, *connected*
+//! or *refused* ([`reply`]); then payload. An end of a direction is the stream's end, a reset the stream's reset. A QUIC server
+//! opens streams itself; an HTTP/2 server uses those that its client has parked for it (`shell::h2`).
+//!
+//! # How it is used
+//!
+//! 1. [`LocalIdentity::start`] gets a certificate, or [`LocalIdentity::fixed`] takes one that somebody else keeps.
+//! 2. [`Endpoint::bind`] listens and dials; what peers open comes to an [`Accept`].
+//! 3. [`Endpoint::dial`] gives a [`Tunnel`]; [`Tunnel::open`] a [`Flow`]; [`forward()`] joins it with a local connection.
+//! 4. [`Tunnel::events`] says how long pings take and when a tunnel ends; [`Tunnel::is_usable`] and
+//!    [`Tunnel::is_outdated`] when to dial another one.
+//! 5. [`Endpoint::drain`] ends in order.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 pub mod capsule;

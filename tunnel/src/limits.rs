@@ -67,6 +67,9 @@ pub const EARLY_DATAGRAMS: usize = 64;
 /// starts at once.
 pub const PARKED_STREAMS: usize = 32;
 
+/// How long the end of a connection may take to be told to its peer: one round trip of a slow path.
+pub const GOODBYE: Duration = Duration::from_millis(200);
+
 /// Age at which a tunnel is asked to go away (DESIGN §4.11), so that no identity is used for longer.
 pub const TUNNEL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 

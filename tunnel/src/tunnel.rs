@@ -58,6 +58,8 @@ pub struct Tunnel(Arc<Inner>);
 /// What an endpoint gives each of its tunnels.
 #[derive(Debug, Clone)]
 pub(crate) struct Surroundings {
+    /// Whether we take flows over tunnels that we dialled.
+    pub(crate) reversible: bool,
     pub(crate) limits: Limits,
     pub(crate) ping_every: Duration,
     pub(crate) metrics: Metrics,

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::carrier::Stream;
 use super::halves::{RecvHalf, SendHalf, h2_error};
-use crate::limits::{FLOW_WINDOW, Limits, PARKED_STREAMS, SEND_BUFFER, TUNNEL_WINDOW};
+use crate::limits::{FLOW_WINDOW, GOODBYE, Limits, PARKED_STREAMS, SEND_BUFFER, TUNNEL_WINDOW};
 
 /// RFC 9113 §3.2.
 pub(crate) const ALPN: &[u8] = b"h2";
@@ -58,9 +58,6 @@ const SMALL_FRAMES: usize = TUNNEL_WINDOW as usize;
 
 /// How long a parked stream that failed is not opened again: the peer takes no more of them.
 const PARK_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long the end of a connection may take to be told to the peer.
-const GOODBYE: Duration = Duration::from_millis(200);
 
 /// An HTTP/2 connection, as either side.
 #[derive(Debug)]

@@ -119,8 +119,16 @@ pub(crate) async fn dial(
 ) -> io::Result<Connection> {
     let connecting = endpoint
         .connect_with(client_config(tls, limits)?, address, SERVER_NAME)
-        .map_err(|error: ConnectError| io::Error::other(error))?;
+        .map_err(explain_dial)?;
     Ok(connecting.await?)
+}
+
+/// An address of a family that the socket cannot reach is told apart: another transport may.
+fn explain_dial(error: ConnectError) -> io::Error {
+    match error {
+        ConnectError::InvalidRemoteAddress(_) => io::Error::new(io::ErrorKind::InvalidInput, error),
+        _ => io::Error::other(error),
+    }
 }
 
 /// The chain that the peer presented.

@@ -198,6 +198,25 @@ async fn a_sidecar_speaks_for_itself_only(transport: Transport) {
     assert!(!inbound.takes_flows() && !inbound.is_usable());
     let error = inbound.open(&east.header("echo", 1)).await.unwrap_err();
     assert!(matches!(error, crate::OpenError::NotReversible { .. }), "{error}");
+    if transport == Transport::Quic {
+        // A gateway that opens a stream nevertheless; on HTTP/2 it has none to open.
+        let (mut send, mut recv) = inbound.inner().carrier.open("hostile.test:1").await.unwrap();
+        send.write(frame::encode(&east.header("echo", 1).to_wire()).unwrap())
+            .await
+            .unwrap();
+        let reply: v1::FlowReply = recv.frame(1024).await.unwrap();
+        let reply = Reply::from_wire(reply);
+        assert!(
+            matches!(
+                reply,
+                Some(Reply::Refused {
+                    refusal: Refusal::NotExported,
+                    ..
+                })
+            ),
+            "{reply:?}"
+        );
+    }
 }
 
 async fn too_many_tunnels_are_refused(transport: Transport) {

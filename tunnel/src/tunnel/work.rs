@@ -238,6 +238,10 @@ impl Tunnel {
         };
         let (refusal, detail) = match header {
             Err(error) => (Refusal::Forged, error.to_string()),
+            Ok(_) if self.direction() == Direction::Outbound && !self.0.around.reversible => (
+                Refusal::NotExported,
+                "no flows are taken over this tunnel".to_owned(),
+            ),
             Ok(_) if self.0.we_leave.load(Ordering::Acquire) => (Refusal::Draining, String::new()),
             Ok(_) if self.open_flows() > limits.flows_per_tunnel => (
                 Refusal::Overloaded,
