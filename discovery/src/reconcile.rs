@@ -1,4 +1,4 @@
-//! The agent's whole state, and the next snapshot out of it. Pure: events go in, a [`Step`] says what to store and to serve.
+//! The agent's whole state. Pure: events go in; a [`Publication`] says what to publish, a [`Step`] what to serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,17 +19,22 @@ use crate::sightings::Sightings;
 use crate::vip::{VipBook, VipRecord};
 use crate::watched::{Changes, Taken, Trust, WatchError, WatchState};
 
-/// What one round of [`Reconciler::step`] asks of the shell, in this order: store, then serve.
+/// What is to be published, and to be stored before that.
+#[derive(Debug)]
+pub struct Publication {
+    /// To be stored as `exports.json` first.
+    pub store_sightings: Option<Sightings>,
+    /// All exports of this cluster.
+    pub exports: Arc<BTreeMap<ServiceKey, Arc<Export>>>,
+}
+
+/// What is to be served, and to be stored before that.
 #[derive(Debug)]
 pub struct Step {
-    /// To be stored as `exports.json` before anything is published.
-    pub store_sightings: Option<Sightings>,
-    /// To be stored as `vips.json` before the snapshot is served.
+    /// To be stored as `vips.json` first.
     pub store_vips: Option<VipRecord>,
     /// To be served.
     pub snapshot: Snapshot,
-    /// To be published, when it changed.
-    pub publish: Option<Arc<BTreeMap<ServiceKey, Arc<Export>>>>,
 }
 
 /// A broker confirms an unchanged state several times a second; so often the snapshot says so, milliseconds. Whoever asks how
@@ -123,7 +128,7 @@ impl Reconciler {
         } else if !changed.is_empty() {
             self.soil(changed);
         }
-        if self.published.as_deref() != Some(&self.exports.exports) {
+        if self.sightings_changed || self.published.as_deref() != Some(&self.exports.exports) {
             self.published = None;
         }
     }
@@ -228,28 +233,38 @@ impl Reconciler {
             snapshot.roots.clone_from(&self.own_trust.roots);
             snapshot.trust_domain.clone_from(&self.own_trust.trust_domain);
         }
-        let publish = self.published.is_none().then(|| {
-            let exports = Arc::new(self.exports.exports.clone());
-            self.published = Some(Arc::clone(&exports));
-            exports
-        });
         Some(Step {
-            store_sightings: std::mem::take(&mut self.sightings_changed).then(|| self.sightings.clone()),
             store_vips: self.vips.take_changed().then(|| self.vips.to_record()),
             snapshot,
-            publish,
         })
     }
 
-    /// A step could not be stored: it is to be made again.
-    pub fn undo(&mut self, step: &Step) {
+    /// What is to be published, when it changed and the manifests were read. It needs no broker's word: a broker is only
+    /// asked once there is something to say to it.
+    pub fn publication(&mut self) -> Option<Publication> {
+        self.manifests.as_ref()?;
+        if self.published.is_some() {
+            return None;
+        }
+        let exports = Arc::new(self.exports.exports.clone());
+        self.published = Some(Arc::clone(&exports));
+        Some(Publication {
+            store_sightings: std::mem::take(&mut self.sightings_changed).then(|| self.sightings.clone()),
+            exports,
+        })
+    }
+
+    /// What a publication needs could not be stored: it is to be made again.
+    pub fn undo_publication(&mut self, publication: &Publication) {
+        self.published = None;
+        self.sightings_changed |= publication.store_sightings.is_some();
+    }
+
+    /// What a step needs could not be stored: it is to be made again.
+    pub fn undo_step(&mut self, step: &Step) {
         self.dirty = Dirty::All;
-        self.sightings_changed |= step.store_sightings.is_some();
         if step.store_vips.is_some() {
             self.vips.mark_changed();
-        }
-        if step.publish.is_some() {
-            self.published = None;
         }
     }
 

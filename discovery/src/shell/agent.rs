@@ -25,7 +25,7 @@ use super::run::broker_addresses;
 use super::sync::{FromBroker, TrustAck, Wanted};
 use crate::manifest::{ManifestError, Manifests};
 use crate::publish::Publisher;
-use crate::reconcile::{Reconciler, Step};
+use crate::reconcile::Reconciler;
 use crate::watched::{Changes, Taken};
 
 /// Cached state of the clusterset, in the cluster's data directory.
@@ -335,42 +335,44 @@ impl Agent {
 
     async fn step(&mut self, round: &mut Round) {
         let now = self.seams.clock.now();
-        let alone = now >= round.alone_at;
-        if round.store_again_at.is_some_and(|at| at > now)
-            || !(self.reconciler.knows_the_clusterset() || alone)
-        {
+        if round.store_again_at.is_some_and(|at| at > now) {
             return;
+        }
+        if let Err(error) = self.publish_and_serve(now >= round.alone_at, round).await {
+            self.metrics.store_failures.inc();
+            tracing::error!(%error, "cannot store what comes next, and so do not use it; trying again");
+            round.store_again_at = Some(now + STORE_AGAIN);
+        }
+    }
+
+    async fn publish_and_serve(&mut self, alone: bool, round: &mut Round) -> std::io::Result<()> {
+        if let Some(publication) = self.reconciler.publication() {
+            if let Some(sightings) = &publication.store_sightings
+                && let Err(error) = self.store_json(SIGHTINGS_FILE, sightings).await
+            {
+                self.reconciler.undo_publication(&publication);
+                return Err(error);
+            }
+            self.metrics.exports.set(gauge(publication.exports.len()));
+            self.wanted.send_replace(Some(publication.exports));
+        }
+        if !self.reconciler.knows_the_clusterset() && !alone {
+            return Ok(());
         }
         let Some(step) = self.reconciler.step(unix_ms(self.seams.clock.wall())) else {
-            return;
+            return Ok(());
         };
-        if let Err(error) = self.store(&step).await {
-            self.metrics.store_failures.inc();
-            tracing::error!(%error, "cannot store what the next snapshot needs; it waits");
-            self.reconciler.undo(&step);
-            round.store_again_at = Some(now + STORE_AGAIN);
-            return;
+        if let Some(vips) = &step.store_vips
+            && let Err(error) = self.store_json(VIPS_FILE, vips).await
+        {
+            self.reconciler.undo_step(&step);
+            return Err(error);
         }
-        let Step {
-            snapshot, publish, ..
-        } = step;
+        let snapshot = step.snapshot;
         self.count(&snapshot, round);
-        if let Some(publish) = publish {
-            self.metrics.exports.set(gauge(publish.len()));
-            self.wanted.send_replace(Some(publish));
-        }
         tracing::debug!(version = ?snapshot.version, fresh = snapshot.fresh, imports = snapshot.imports.len(), "serving a snapshot");
         self.snapshots.send_replace(Some(Arc::new(snapshot)));
         self.blockers.snapshot.mark_ready();
-    }
-
-    async fn store(&self, step: &Step) -> std::io::Result<()> {
-        if let Some(sightings) = &step.store_sightings {
-            self.store_json(SIGHTINGS_FILE, sightings).await?;
-        }
-        if let Some(vips) = &step.store_vips {
-            self.store_json(VIPS_FILE, vips).await?;
-        }
         Ok(())
     }
 
