@@ -36,7 +36,8 @@ const THREADS_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Section {
-    /// Address of UDP and TCP.
+    /// Address of UDP and TCP. On a host with several addresses give one: under `0.0.0.0` the kernel chooses the address that a UDP
+    /// answer comes from, and a client takes it only from the one it asked.
     pub listen: SocketAddr,
     /// Address of `/livez`, `/readyz`, `/metrics`, `/state`.
     pub admin: SocketAddr,
