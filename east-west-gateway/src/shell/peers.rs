@@ -43,6 +43,9 @@ pub(super) struct Peers {
     pub(super) context: Arc<Context>,
     pub(super) endpoint: Endpoint,
     pub(super) transport: TransportChoice,
+    /// A dial takes no longer, so that a gateway which comes back is not waited for by a handshake that began before: QUIC
+    /// repeats its first packet ever more seldom (RFC 9002 §6.2).
+    pub(super) dial_limit: Duration,
     pub(super) links: Links,
     pub(super) inbound: mpsc::Receiver<Tunnel>,
     pub(super) view: watch::Sender<Arc<LinkView>>,
@@ -172,9 +175,12 @@ impl Running {
         for action in actions {
             match action {
                 Action::Dial { cluster, address } => {
-                    let (endpoint, transport) = (self.peers.endpoint.clone(), self.peers.transport);
+                    let (endpoint, how) = (
+                        self.peers.endpoint.clone(),
+                        (self.peers.transport, self.peers.dial_limit),
+                    );
                     self.tasks
-                        .spawn(dial(endpoint, transport, cluster, address, self.events.clone()));
+                        .spawn(dial(endpoint, how, cluster, address, self.events.clone()));
                 }
                 Action::Retire { tunnel, reason } => {
                     if let Some(tunnel) = self.tunnels.get(&tunnel) {
@@ -271,14 +277,21 @@ impl Running {
 
 async fn dial(
     endpoint: Endpoint,
-    transport: TransportChoice,
+    (transport, limit): (TransportChoice, Duration),
     cluster: ClusterId,
     address: SocketAddr,
     events: mpsc::Sender<Event>,
 ) {
-    let event = match endpoint.dial(address, &cluster, transport).await {
-        Ok(tunnel) => Event::Dialled(cluster, address, tunnel),
-        Err(error) => Event::DialFailed(cluster, address, error.to_string()),
+    let event = match tokio::time::timeout(limit, endpoint.dial(address, &cluster, transport)).await {
+        Ok(Ok(tunnel)) => Event::Dialled(cluster, address, tunnel),
+        Ok(Err(error)) => Event::DialFailed(cluster, address, error.to_string()),
+        Err(_) => {
+            let reason = format!(
+                "no answer from {address} within {} ms; is it up and allowed there?",
+                limit.as_millis()
+            );
+            Event::DialFailed(cluster, address, reason)
+        }
     };
     // An error says that the process ends.
     drop(events.send(event).await);

@@ -242,6 +242,8 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
             Transport::Quic => TransportChoice::Quic,
             Transport::H2 => TransportChoice::H2,
         },
+        // Twice the time after which silence means that nobody is there.
+        dial_limit: profile.down_after * 2,
         links: Links::new(site.cluster.clone(), outbound_only, profile),
         inbound: inbound_tunnels,
         view,

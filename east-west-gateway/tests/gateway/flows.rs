@@ -205,8 +205,7 @@ async fn a_member_that_only_dials_out_is_reached() {
         let links = sites[0].links.current();
         assert!(links["kind"].reversed, "{links:?}");
         for site in sites {
-            site.shutdown.begin(tokio::time::Instant::now());
-            site.gateway.await.unwrap().unwrap();
+            site.end().await;
         }
     }
 }

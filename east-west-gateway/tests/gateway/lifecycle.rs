@@ -82,9 +82,7 @@ async fn a_peer_that_restarts_is_found_again() {
     backend::tcp(backend, "kind").await;
     let mut sites = world.start_all(Transport::Auto).await;
     assert_eq!(ask(world.vip("aks", 0), "1").await.unwrap(), "kind:1");
-    let kind = sites.pop().unwrap();
-    kind.shutdown.begin(Instant::now());
-    kind.gateway.await.unwrap().unwrap();
+    sites.pop().unwrap().end().await;
     sites[0].wait_state("kind", LinkState::Down).await;
     let _kind = world.start("kind", Transport::Auto).await;
     sites[0].wait_state("kind", LinkState::Up).await;

@@ -15,7 +15,7 @@ use tombolo_clusterset::{
     Locality, LossPolicy, Readiness, ServiceKey, ServicePort, ServiceSpec, ServiceType, SlicePort, Snapshot,
     Version,
 };
-use tombolo_daemon::{Seams, Shutdown};
+use tombolo_daemon::{Seams, Shutdown, telemetry};
 use tombolo_gateway::{Config, Error, LinkProfileName, Section, Transport};
 use tombolo_trust::issue::INTERMEDIATE_TTL;
 use tombolo_trust::{Intermediate, Root, Serial, new_key_and_csr};
@@ -48,6 +48,19 @@ pub(crate) fn id(name: &str) -> ClusterId {
     ClusterId::parse(name).unwrap()
 }
 
+/// With `TOMBOLO_LOG=debug` a failing test tells its story.
+fn log_when_asked() {
+    if std::env::var_os(telemetry::FILTER_VARIABLE).is_some() {
+        let identity = telemetry::Identity {
+            role: "test".into(),
+            cluster: "all".into(),
+            version: "0".into(),
+        };
+        // Every test after the first finds it set up.
+        drop(telemetry::init(&telemetry::Logs::default(), &identity));
+    }
+}
+
 /// A service and who serves it where.
 #[derive(Clone)]
 pub(crate) struct Service {
@@ -76,7 +89,11 @@ impl Service {
         }
     }
 
-    pub(crate) fn at(mut self, cluster: &'static str, backends: impl IntoIterator<Item = SocketAddr>) -> Self {
+    pub(crate) fn at(
+        mut self,
+        cluster: &'static str,
+        backends: impl IntoIterator<Item = SocketAddr>,
+    ) -> Self {
         self.backends.insert(cluster, backends.into_iter().collect());
         self
     }
@@ -149,12 +166,14 @@ pub(crate) struct Site {
     pub(crate) gateway: JoinHandle<Result<(), Error>>,
     pub(crate) links: LinksFeed,
     pub(crate) admin: SocketAddr,
+    listen: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl World {
     /// Clusters by name; `true`: it only dials out.
     pub(crate) fn new(members: &[(&'static str, bool)]) -> Self {
+        log_when_asked();
         let block = BLOCK.fetch_add(1, Ordering::Relaxed);
         let root = Root::create("demo", Serial::from_random([1; 16]), SystemTime::now()).unwrap();
         Self {
@@ -291,7 +310,12 @@ impl World {
         self.start_with(cluster, transport, Duration::from_secs(30)).await
     }
 
-    pub(crate) async fn start_with(&self, cluster: &'static str, transport: Transport, grace: Duration) -> Site {
+    pub(crate) async fn start_with(
+        &self,
+        cluster: &'static str,
+        transport: Transport,
+        grace: Duration,
+    ) -> Site {
         let outbound_only = self
             .members
             .iter()
@@ -333,6 +357,7 @@ impl World {
             gateway,
             links,
             admin,
+            listen: self.listen(cluster),
             _dir: dir,
         }
     }
@@ -367,6 +392,18 @@ impl World {
 }
 
 impl Site {
+    /// Ends the gateway and waits until its addresses are free for the next one.
+    pub(crate) async fn end(self) {
+        self.shutdown.begin(tokio::time::Instant::now());
+        self.gateway.await.unwrap().unwrap();
+        eventually("addresses are free", async || {
+            let tcp = [self.admin, self.listen].map(std::net::TcpListener::bind);
+            let udp = std::net::UdpSocket::bind(self.listen);
+            (tcp.iter().all(Result::is_ok) && udp.is_ok()).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the gateway serves its snapshot and has a link to each of `peers`.
     pub(crate) async fn wait_up(&self, peers: impl IntoIterator<Item = &'static str>) {
         for peer in peers {
