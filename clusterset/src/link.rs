@@ -28,6 +28,9 @@ pub const REJOIN_ANSWERS: u32 = 3;
 /// operator waits.
 pub const SUPPRESSED_MAX: Duration = Duration::from_secs(30);
 
+/// How long a round trip time counts, at least: long enough that every window holds a quiet moment.
+const RTT_WINDOW: Duration = Duration::from_secs(10);
+
 /// Pings without answer that are remembered. Both profiles reach Down after ten; more say nothing new.
 const OUTSTANDING_MAX: usize = 64;
 
@@ -113,20 +116,14 @@ impl LinkTracker {
         self.state
     }
 
-    /// State and smoothed RTT, as of the last [`Self::poll`].
+    /// State and round trip time of the path, as of the last [`Self::poll`].
     #[must_use]
     pub fn link(&self) -> Link {
         Link {
             state: self.state,
-            rtt: self.rtt.smoothed,
+            rtt: self.rtt.of_path(),
             both_lost_for: None,
         }
-    }
-
-    /// The least RTT measured since the path was last Down.
-    #[must_use]
-    pub fn rtt_min(&self) -> Option<Duration> {
-        self.rtt.least
     }
 
     /// True while flaps keep an answering path from Up.
@@ -152,7 +149,7 @@ impl LinkTracker {
         while self.outstanding.front().is_some_and(|oldest| *oldest <= sent) {
             self.outstanding.pop_front();
         }
-        self.rtt.measure(rtt);
+        self.rtt.measure(rtt, now);
         self.streak = self.streak.saturating_add(1);
     }
 
@@ -228,17 +225,31 @@ impl LinkTracker {
     }
 }
 
-/// Round trip times: smoothed with 1/8 as in RFC 6298 §2, and the least.
+/// The round trip time of the path itself: the least of the last one to two [`RTT_WINDOW`]s.
+///
+/// The least, not a mean: queues and busy hosts only ever add to it, and the order of clusters must not follow their noise.
+/// A window, not all time: a path that was rerouted is known by its new length within two windows.
 #[derive(Debug, Clone, Copy, Default)]
 struct Rtt {
-    smoothed: Option<Duration>,
+    window_began: Option<Instant>,
     least: Option<Duration>,
+    least_before: Option<Duration>,
 }
 
 impl Rtt {
-    fn measure(&mut self, rtt: Duration) {
-        self.smoothed = Some(self.smoothed.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
+    fn measure(&mut self, rtt: Duration, now: Instant) {
+        if self
+            .window_began
+            .is_none_or(|began| now.saturating_duration_since(began) >= RTT_WINDOW)
+        {
+            self.window_began = Some(now);
+            self.least_before = self.least.take();
+        }
         self.least = Some(self.least.map_or(rtt, |least| least.min(rtt)));
+    }
+
+    fn of_path(&self) -> Option<Duration> {
+        self.least.into_iter().chain(self.least_before).min()
     }
 }
 

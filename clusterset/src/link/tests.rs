@@ -97,7 +97,6 @@ fn a_path_with_100_ms_rtt_comes_up_and_stays_up() {
             both_lost_for: None
         }
     );
-    assert_eq!(path.tracker.rtt_min(), Some(RTT));
 }
 
 #[test]
@@ -111,6 +110,24 @@ fn silence_makes_it_suspect_then_down_within_the_promised_times() {
     };
     assert!((1_300..=1_400).contains(&suspect), "suspect at {suspect} ms");
     assert!((2_000..=2_100).contains(&down), "down at {down} ms");
+}
+
+#[test]
+fn the_round_trip_is_the_least_of_the_last_windows() {
+    let mut tracker = LinkTracker::new(LinkProfile::LAN);
+    let began = Instant::now();
+    let mut rtt_after = |seconds: u64, rtt: u64| {
+        tracker.on_pong(Duration::from_millis(rtt), began + Duration::from_secs(seconds));
+        tracker.link().rtt.map(|rtt| rtt.as_millis())
+    };
+    assert_eq!(rtt_after(0, 20), Some(20));
+    assert_eq!(rtt_after(1, 80), Some(20), "noise only adds");
+    assert_eq!(rtt_after(11, 50), Some(20), "the window before still counts");
+    assert_eq!(
+        rtt_after(22, 60),
+        Some(50),
+        "a longer path is known after two windows"
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! In which order clusters are tried, and where an endpoint of the own cluster stands.
 
+use std::time::Duration;
+
 use super::{Rank, Signals};
 use crate::endpoint::Endpoint;
 use crate::locality::Locality;
@@ -47,9 +49,12 @@ pub(super) fn clusters<'a>(
         .collect()
 }
 
+/// Clusters nearer to each other than this are equally far: the jitter of a path within one region.
+const RTT_STEP: Duration = Duration::from_millis(2);
+
 /// The exporters, the own cluster first, then by nearness.
 ///
-/// RTT counts in whole milliseconds, so that noise between two equally distant clusters does not reorder them. A cluster
+/// RTT counts in steps of [`RTT_STEP`], so that noise between two equally distant clusters does not reorder them. A cluster
 /// without a measured RTT comes after those with one.
 pub(crate) fn nearest_first<'a>(
     snapshot: &Snapshot,
@@ -59,7 +64,10 @@ pub(crate) fn nearest_first<'a>(
 ) -> Vec<(&'a ClusterId, &'a ImportedCluster)> {
     let home = home_region(snapshot, from);
     let far = |id: &ClusterId| {
-        let rtt = signals.link(id).rtt.map(|rtt| rtt.as_millis());
+        let rtt = signals
+            .link(id)
+            .rtt
+            .map(|rtt| rtt.as_micros() / RTT_STEP.as_micros());
         let same_region = !home.is_empty()
             && snapshot
                 .clusters
