@@ -371,3 +371,6 @@ fn status(key: &ServiceKey, conditions: &[Condition]) -> v1::ExportStatus {
         conditions: conditions.iter().map(Into::into).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,5 @@
 //! What the agent does for its cluster beside the two streams: renew certificates, pass on drill reports.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -57,7 +56,6 @@ pub async fn renew_own_leaf(identity: Arc<ClusterIdentity>, seams: Seams) {
 /// Keeps the cluster's intermediate fresh: at half its life, and when a root rotation asks for it.
 pub async fn renew_intermediate(
     identity: Arc<ClusterIdentity>,
-    data_dir: PathBuf,
     channel: watch::Receiver<Option<Channel>>,
     told: Arc<watch::Sender<TrustAck>>,
     seams: Seams,
@@ -86,7 +84,7 @@ pub async fn renew_intermediate(
             }
         }
         loop {
-            match renew(&identity, &data_dir, channel.clone(), &seams).await {
+            match renew(&identity, channel.clone()).await {
                 Ok(()) => {
                     backoff.reset();
                     tracing::info!("renewed the cluster's intermediate");
@@ -124,9 +122,7 @@ enum RenewError {
 
 async fn renew(
     identity: &ClusterIdentity,
-    data_dir: &std::path::Path,
     channel: watch::Receiver<Option<Channel>>,
-    seams: &Seams,
 ) -> Result<(), RenewError> {
     let channel = connected(channel).await.ok_or(RenewError::Ending)?;
     let (key, csr) = new_key_and_csr()?;
@@ -140,13 +136,6 @@ async fn renew(
         .map_err(|_| RenewError::TimedOut)?;
     let reply = call.map_err(RenewError::Broker)?.into_inner();
     identity.take_intermediate(CertificateDer::from(reply.intermediate.to_vec()), &key)?;
-    if !reply.brokers.is_empty() {
-        let mut membership = identity::load_membership(data_dir, seams).await?;
-        if membership.brokers != reply.brokers {
-            membership.brokers = reply.brokers;
-            identity::save_membership(data_dir, &membership, seams).await?;
-        }
-    }
     Ok(())
 }
 

@@ -123,14 +123,15 @@ impl ClusterIdentity {
         Arc::clone(&self.trust)
     }
 
-    /// The trust of the identity as it stands on disk, for a snapshot without any other.
+    /// The trust in use, as far as the agent itself needs it: without denied keys.
     #[must_use]
-    pub fn trust_on_disk(&self) -> Trust {
+    pub fn trust_in_use(&self) -> Trust {
         let state = self.trust.load();
         Trust {
             trust_domain: state.trust_domain().to_string(),
             roots: state.roots().iter().map(|root| root.to_vec()).collect(),
-            ..Trust::default()
+            revision: state.revision(),
+            denied: Vec::new(),
         }
     }
 

@@ -9,7 +9,7 @@ use tombolo_clusterset::ClusterId;
 use tombolo_daemon::seam::Seams;
 use tombolo_trust::shell::files::{FileError, IdentityDir};
 use tombolo_trust::{
-    CertificateDer, Intermediate, JoinToken, Permit, TokenError, client_config, new_key_and_csr,
+    CertificateDer, Intermediate, JoinToken, Permit, TokenError, TrustError, client_config, new_key_and_csr,
     pinned_client_config, pinned_root,
 };
 use tombolo_wire::v1;
@@ -147,12 +147,7 @@ pub async fn join(args: JoinArgs, seams: &Seams) -> Result<Joined, JoinError> {
         let config = pinned_client_config(token.trust_domain().clone(), token.root_pin(), ALPN);
         let BrokerChannel { channel, certs } = match connect(seams, config, broker).await {
             Ok(connected) => connected,
-            Err(ConnectError::Untrusted(error)) => {
-                return Err(JoinError::WrongRoot {
-                    broker,
-                    reason: error.to_string(),
-                });
-            }
+            Err(ConnectError::Untrusted(error)) => return Err(untrusted(broker, &error)),
             Err(error) => {
                 unreached.push((broker, error.to_string()));
                 continue;
@@ -221,9 +216,8 @@ pub async fn join(args: JoinArgs, seams: &Seams) -> Result<Joined, JoinError> {
             },
             incarnation: reply.incarnation,
         };
-        if replace {
-            forget(&site.data_dir, &[CACHE_FILE], seams).await?;
-        }
+        // What was cached belongs to an earlier membership, perhaps of another clusterset.
+        forget(&site.data_dir, &[CACHE_FILE], seams).await?;
         // The certificate comes last: an identity without it counts as none, and a join begins anew.
         dir.save_roots(&roots)?;
         save_membership(&site.data_dir, &membership, seams).await?;
@@ -256,12 +250,7 @@ pub async fn leave(config: &Config, seams: &Seams) -> Result<(), JoinError> {
         let tls = client_config(identity.trust(), identity.certs(), Permit::AnyBroker, ALPN);
         let channel = match connect(seams, tls, broker).await {
             Ok(connected) => connected.channel,
-            Err(ConnectError::Untrusted(error)) => {
-                return Err(JoinError::WrongRoot {
-                    broker,
-                    reason: error.to_string(),
-                });
-            }
+            Err(ConnectError::Untrusted(error)) => return Err(untrusted(broker, &error)),
             Err(error) => {
                 unreached.push((broker, error.to_string()));
                 continue;
@@ -304,6 +293,21 @@ async fn forget(dir: &std::path::Path, files: &[&str], seams: &Seams) -> Result<
             .map_err(|source| JoinError::Disk { path, source })?;
     }
     Ok(())
+}
+
+/// A broker whose certificate is not valid at this time is more often a matter of our clock than of another clusterset.
+fn untrusted(broker: SocketAddr, error: &TrustError) -> JoinError {
+    match error {
+        TrustError::Expired { .. } | TrustError::NotYetValid { .. } => JoinError::ClockSkew {
+            reason: format!(
+                "the certificate of the broker at {broker} is not valid at the time of this machine's clock ({error}); set the clock by NTP and try again"
+            ),
+        },
+        _ => JoinError::WrongRoot {
+            broker,
+            reason: error.to_string(),
+        },
+    }
 }
 
 /// Whether another broker may do better.

@@ -204,18 +204,15 @@ impl LocalServer {
         let validity = validity
             .transpose()
             .map_err(|error| Status::internal(error.to_string()))?;
-        let snapshot = self.snapshots.borrow().clone();
-        let trust = snapshot
-            .filter(|snapshot| !snapshot.roots.is_empty())
-            .map_or_else(
-                || self.identity.trust_on_disk(),
-                |snapshot| Trust {
-                    trust_domain: snapshot.trust_domain.clone(),
-                    roots: snapshot.roots.clone(),
-                    denied: snapshot.denied.clone(),
-                    revision: snapshot.version.revision,
-                },
-            );
+        let denied = self
+            .snapshots
+            .borrow()
+            .as_ref()
+            .map(|snapshot| snapshot.denied.clone());
+        let trust = Trust {
+            denied: denied.unwrap_or_default(),
+            ..self.identity.trust_in_use()
+        };
         Ok(v1::IssueLeafReply {
             chain: chain.iter().map(|cert| cert.to_vec().into()).collect(),
             trust: Some(trust.to_bundle()),

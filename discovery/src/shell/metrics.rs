@@ -101,3 +101,25 @@ impl Metrics {
 pub(crate) fn gauge(value: impl TryInto<i64>) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_can_be_scraped() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        metrics.propagation_seconds.observe(0.2);
+        metrics.publish_accepted.inc();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "tombolo_agent_propagation_seconds_count 1",
+            "tombolo_agent_publish_accepted_total 1",
+            "tombolo_agent_snapshot_fresh 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, mpsc, watch};
+use tombolo_clusterset::{ClusterId, Snapshot};
 use tombolo_daemon::admin::{self, Admin};
 use tombolo_daemon::ready::Readiness;
 use tombolo_daemon::seam::Seams;
@@ -73,7 +74,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         vip_range = %section.vip_range, ?gateways, "agent starts"
     );
 
-    let restored = restore(&data_dir, &site.cluster, &seams).await?;
+    let restored = restore(&data_dir, &site.cluster, identity.trust_domain().as_str(), &seams).await?;
     let vips = match read_json::<VipRecord>(&data_dir.join(VIPS_FILE), &seams).await? {
         Some(record) if record.version > VIPS_VERSION => {
             return Err(newer(&data_dir.join(VIPS_FILE), record.version, VIPS_VERSION));
@@ -82,7 +83,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         None => VipBook::new(section.ranges()),
     };
     let now = unix_ms(seams.clock.wall());
-    let own_trust = identity.trust_on_disk();
+    let own_trust = identity.trust_in_use();
     let reconciler = Reconciler::new(site.clone(), gateways.clone(), own_trust, vips, restored, now);
 
     let mut registry = Registry::default();
@@ -182,7 +183,6 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
     );
     let renewal = renew_intermediate(
         Arc::clone(&identity),
-        data_dir,
         channel,
         Arc::clone(&trust_sender),
         seams.clone(),
@@ -235,7 +235,8 @@ pub(super) fn broker_addresses(texts: &[String]) -> Vec<SocketAddr> {
 
 async fn restore(
     data_dir: &Path,
-    cluster: &tombolo_clusterset::ClusterId,
+    cluster: &ClusterId,
+    trust_domain: &str,
     seams: &Seams,
 ) -> Result<Restored, Error> {
     let path = data_dir.join(SIGHTINGS_FILE);
@@ -251,6 +252,13 @@ async fn restore(
         });
     };
     match cache::decode(cluster, &bytes) {
+        Ok(cached) if cached.watched.trust.trust_domain != trust_domain => {
+            tracing::error!(path = %path.display(), of = cached.watched.trust.trust_domain, ours = trust_domain, "the cached state is of another clusterset; a broker is needed now");
+            Ok(Restored {
+                sightings,
+                ..Restored::default()
+            })
+        }
         Ok(cached) => {
             let watched = &cached.watched;
             tracing::info!(
@@ -312,7 +320,7 @@ type State = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// `/state`.
 fn state_of(
-    snapshots: watch::Receiver<Option<Arc<tombolo_clusterset::Snapshot>>>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     publisher: Arc<Mutex<Publisher>>,
     superseded: watch::Receiver<bool>,
 ) -> State {

@@ -311,6 +311,11 @@ impl Membership for Services {
                 "the clock of the cluster is off; set it by NTP",
             ));
         }
+        if request.cluster == "taken" && !request.replace {
+            return Err(Status::already_exists(
+                "cluster taken is a member already; choose another id",
+            ));
+        }
         let cluster = ClusterId::parse(&request.cluster).unwrap();
         let ttl = tombolo_trust::issue::INTERMEDIATE_TTL;
         let signed = self

@@ -6,13 +6,16 @@ mod broker;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use broker::FakeBroker;
+use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tombolo_clusterset::{ClusterId, Label, Lease, Locality, ServiceKey, Snapshot};
 use tombolo_daemon::seam::Seams;
+use tombolo_daemon::seam::clock::ManualClock;
 use tombolo_daemon::shutdown::Shutdown;
 use tombolo_discovery::{Config, Error, JoinArgs, JoinError, Section, join};
 use tombolo_wire::local::{ClusterSite, DrillFeed, Interest, SnapshotFeed, connect_uds};
@@ -69,13 +72,16 @@ impl Site {
     }
 
     async fn join(&self, token: &str, broker: SocketAddr) -> Result<tombolo_discovery::Joined, JoinError> {
-        let args = JoinArgs {
+        join(self.args(token, broker), &Seams::host()).await
+    }
+
+    fn args(&self, token: &str, broker: SocketAddr) -> JoinArgs {
+        JoinArgs {
             token: token.to_owned(),
             brokers: vec![broker],
             config: self.config.clone(),
             replace: false,
-        };
-        join(args, &Seams::host()).await
+        }
     }
 
     fn write(&self, name: &str, endpoints: &[&str]) {
@@ -566,5 +572,58 @@ async fn a_superseded_agent_watches_on_and_publishes_no_more() {
         broker.core.exports(),
         ["export shop/far east", "export shop/web west"]
     );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_names_a_duplicate_and_a_wrong_clock() {
+    let broker = FakeBroker::start();
+    let taken = Site::new("taken");
+    let duplicate = taken.join(&broker.token("taken", 1), broker.address()).await;
+    assert!(
+        matches!(&duplicate, Err(JoinError::DuplicateId { .. })),
+        "{duplicate:?}"
+    );
+    let replacing = JoinArgs {
+        replace: true,
+        ..taken.args(&broker.token("taken", 2), broker.address())
+    };
+    assert_eq!(
+        join(replacing, &Seams::host()).await.unwrap().cluster,
+        cluster("taken")
+    );
+
+    let late = Site::new("late");
+    let clock = ManualClock::new(Instant::now(), SystemTime::now() - Duration::from_secs(3_600));
+    let seams = Seams {
+        clock: Arc::new(clock),
+        ..Seams::host()
+    };
+    let skewed = join(late.args(&broker.token("late", 3), broker.address()), &seams).await;
+    assert!(matches!(&skewed, Err(JoinError::ClockSkew { .. })), "{skewed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_bytes_at_the_socket_harm_nobody() {
+    let broker = FakeBroker::start();
+    let mut site = Site::joined("west", &broker).await;
+    site.start();
+    let feed = site.feed();
+    until(&feed, "fresh", |snapshot| snapshot.fresh).await;
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    for length in [1, 24, 300, 5_000] {
+        let mut bytes = vec![0; length];
+        rng.fill(bytes.as_mut_slice());
+        let mut stream = tokio::net::UnixStream::connect(site.config.site.agent_socket())
+            .await
+            .unwrap();
+        // The agent may close before all is written.
+        let _ = stream.write_all(&bytes).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let ended = timeout(WAIT, stream.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "{length} random bytes hold a connection");
+    }
+    assert!(site.inspect().await.fresh);
     site.stop().await;
 }
