@@ -296,16 +296,16 @@ impl Peer {
             }
             let went_down = path.tracker.poll(now) == Some(LinkState::Down);
             let hopeless = path.gives_up_at(rules).is_some_and(|at| at <= now);
-            if went_down || hopeless {
-                if let Some(facts) = path.tunnel.take() {
-                    actions.push(Action::Close {
-                        tunnel: facts.id,
-                        reason: NO_ANSWER,
-                    });
-                    path.tracker.on_closed();
-                    path.dial = Dial::At(now);
-                    NO_ANSWER.clone_into(&mut path.reason);
-                }
+            if (went_down || hopeless)
+                && let Some(facts) = path.tunnel.take()
+            {
+                actions.push(Action::Close {
+                    tunnel: facts.id,
+                    reason: NO_ANSWER,
+                });
+                path.tracker.on_closed();
+                path.dial = Dial::At(now);
+                NO_ANSWER.clone_into(&mut path.reason);
             }
         }
         self.forget_silent(now);

@@ -404,6 +404,16 @@ impl Site {
         .await;
     }
 
+    /// Publishes a changed snapshot.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Snapshot)) -> Arc<Snapshot> {
+        let mut snapshot = self.desk.snapshots.borrow().as_ref().clone();
+        change(&mut snapshot);
+        snapshot.version.local += 1;
+        let snapshot = Arc::new(snapshot);
+        self.desk.snapshots.send_replace(Arc::clone(&snapshot));
+        snapshot
+    }
+
     /// Waits until the gateway serves its snapshot and has a link to each of `peers`.
     pub(crate) async fn wait_up(&self, peers: impl IntoIterator<Item = &'static str>) {
         for peer in peers {
