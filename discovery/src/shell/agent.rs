@@ -316,15 +316,10 @@ impl Agent {
         }
         match self.identity.take_trust(trust) {
             Ok(()) => {
-                let behind = trust.roots.len() > 1 && !self.identity.is_of_newest_root();
-                let lagging = if behind {
-                    "its intermediate is of the old root"
-                } else {
-                    ""
-                };
+                let lagging = self.identity.lagging();
                 self.trust_ack.send_replace(TrustAck {
                     revision: trust.revision,
-                    lagging: lagging.to_owned(),
+                    lagging,
                 });
             }
             Err(error) => {

@@ -76,8 +76,8 @@ pub async fn renew_intermediate(
                 if changed.is_err() {
                     return;
                 }
-                let lagging = !trust.borrow_and_update().lagging.is_empty();
-                if !lagging {
+                trust.mark_unchanged();
+                if identity.is_of_newest_root() {
                     continue;
                 }
                 sleep(ROTATION_SPREAD.mul_f64(rng.random())).await;
@@ -88,9 +88,7 @@ pub async fn renew_intermediate(
                 Ok(()) => {
                     backoff.reset();
                     tracing::info!("renewed the cluster's intermediate");
-                    let newest = identity.is_of_newest_root();
-                    // The broker counts a rotation as finished here only when nothing lags.
-                    told.send_if_modified(|ack| newest && !std::mem::take(&mut ack.lagging).is_empty());
+                    tell_lagging(&identity, &told);
                     break;
                 }
                 Err(error) => {
@@ -103,6 +101,20 @@ pub async fn renew_intermediate(
                 }
             }
         }
+    }
+}
+
+/// Keeps the acknowledgement of the trust bundle true: the broker counts a rotation as finished here only when nothing lags.
+pub fn tell_lagging(identity: &ClusterIdentity, told: &watch::Sender<TrustAck>) {
+    let lagging = identity.lagging();
+    told.send_if_modified(|ack| std::mem::replace(&mut ack.lagging, lagging.clone()) != lagging);
+}
+
+/// Looks at intervals whether leaves of an old root have ended by themselves.
+pub async fn watch_lagging(identity: Arc<ClusterIdentity>, told: Arc<watch::Sender<TrustAck>>) {
+    loop {
+        sleep(LOOK_AGAIN).await;
+        tell_lagging(&identity, &told);
     }
 }
 

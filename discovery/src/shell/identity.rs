@@ -1,11 +1,12 @@
 //! The cluster's own identity: its intermediate on disk, and the leaves signed with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tombolo_clusterset::ClusterId;
@@ -27,6 +28,13 @@ const MEMBERSHIP_FILE: &str = "membership.json";
 
 /// Most broker addresses that are kept: the group has five at most, and this leaves room for some that were replaced.
 pub const MAX_BROKERS: usize = 16;
+
+/// Most subjects whose leaves are remembered: a cluster has some hundreds of service accounts. What does not fit does not
+/// hold up a rotation.
+const MAX_ISSUED: usize = 10_000;
+
+/// Most subjects that an operator is told of.
+const LAGGING_SHOWN: usize = 5;
 
 /// `identity/membership.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +85,41 @@ pub struct ClusterIdentity {
     /// The agent's own leaf.
     certs: Arc<CertStore>,
     trust: Arc<TrustStore>,
+    issued: Mutex<Issued>,
     seams: Seams,
+}
+
+/// Which leaves were issued under which intermediate since this process began, so that a rotation of the root waits for those
+/// that still chain to the old one.
+#[derive(Debug, Default)]
+struct Issued {
+    /// Counts the intermediates of this process.
+    generation: u64,
+    /// The first generation under the newest root.
+    newest_root_since: u64,
+    /// Generation and expiry of the newest leaf of each subject.
+    leaves: BTreeMap<String, (u64, SystemTime)>,
+}
+
+impl Issued {
+    fn note(&mut self, subject: &SpiffeId, not_after: SystemTime, now: SystemTime) {
+        if self.leaves.len() >= MAX_ISSUED {
+            self.leaves.retain(|_, (_, not_after)| *not_after > now);
+        }
+        if self.leaves.len() < MAX_ISSUED {
+            self.leaves
+                .insert(subject.subject().to_string(), (self.generation, not_after));
+        }
+    }
+
+    fn of_older_root(&self, now: SystemTime) -> impl Iterator<Item = &str> {
+        let since = self.newest_root_since;
+        let old = self
+            .leaves
+            .iter()
+            .filter(move |(_, (generation, not_after))| *generation < since && *not_after > now);
+        old.map(|(subject, _)| subject.as_str())
+    }
 }
 
 impl ClusterIdentity {
@@ -107,6 +149,7 @@ impl ClusterIdentity {
             intermediate: ArcSwap::from_pointee(intermediate),
             certs: CertStore::new(own),
             trust,
+            issued: Mutex::default(),
             seams,
         })
     }
@@ -165,7 +208,40 @@ impl ClusterIdentity {
         id: &SpiffeId,
         ttl: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        issue(&self.intermediate.load(), &self.seams, csr, id, ttl)
+        // Held over the signature, so that a renewal in between cannot take the old intermediate for the new one.
+        let mut issued = self.issued.lock();
+        let chain = issue(&self.intermediate.load(), &self.seams, csr, id, ttl)?;
+        if let Some(validity) = chain
+            .first()
+            .and_then(|leaf| tombolo_trust::cert::validity(leaf).ok())
+        {
+            issued.note(id, validity.not_after, self.seams.clock.wall());
+        }
+        Ok(chain)
+    }
+
+    /// What still uses the old root during a rotation, for the operator; empty when nothing does.
+    #[must_use]
+    pub fn lagging(&self) -> String {
+        if self.trust.load().roots().len() < 2 {
+            return String::new();
+        }
+        if !self.is_of_newest_root() {
+            return "its intermediate is of the old root".to_owned();
+        }
+        let issued = self.issued.lock();
+        let old: Vec<&str> = issued.of_older_root(self.seams.clock.wall()).collect();
+        match old.get(LAGGING_SHOWN..) {
+            None if old.is_empty() => String::new(),
+            None | Some([]) => format!("certificates of the old root are in use by {}", old.join(", ")),
+            Some(more) => {
+                let shown = old.get(..LAGGING_SHOWN).unwrap_or_default().join(", ");
+                format!(
+                    "certificates of the old root are in use by {shown} and {} more",
+                    more.len()
+                )
+            }
+        }
     }
 
     /// Signs the agent's own leaf anew.
@@ -216,9 +292,15 @@ impl ClusterIdentity {
             });
         }
         let own = own_leaf(&renewed, &self.seams)?;
+        let was_newest = self.is_of_newest_root();
         dir.save(&[cert], key)?;
+        let mut issued = self.issued.lock();
         self.intermediate.store(Arc::new(renewed));
         self.certs.replace(own);
+        issued.generation += 1;
+        if self.trust.load().roots().len() > 1 && !was_newest && self.is_of_newest_root() {
+            issued.newest_root_since = issued.generation;
+        }
         Ok(())
     }
 

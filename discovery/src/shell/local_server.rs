@@ -24,8 +24,10 @@ use tombolo_wire::version::negotiate;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use super::errands::tell_lagging;
 use super::identity::{ClusterIdentity, unix_ms};
 use super::metrics::Metrics;
+use super::sync::TrustAck;
 use crate::watched::Trust;
 
 /// Most namespaces and services that one subscriber names: a pod calls some dozens.
@@ -58,6 +60,8 @@ pub struct LocalServer {
     pub identity: Arc<ClusterIdentity>,
     /// Life of leaves.
     pub leaf_ttl: Duration,
+    /// Told when a leaf moves to a new root.
+    pub trust_ack: Arc<watch::Sender<TrustAck>>,
     /// Takes drill reports.
     pub reports: mpsc::Sender<v1::DrillReport>,
     /// Takes questions.
@@ -152,7 +156,10 @@ impl Agent for LocalServer {
             .map(|peer| peer.uid());
         let issued = permit_peer(uid).and_then(|()| self.issue(request.get_ref()));
         match &issued {
-            Ok(_) => self.metrics.leaves_issued.inc(),
+            Ok(_) => {
+                tell_lagging(&self.identity, &self.trust_ack);
+                self.metrics.leaves_issued.inc()
+            }
             Err(status) => {
                 self.metrics.leaves_refused.inc();
                 tracing::warn!(

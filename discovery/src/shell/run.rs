@@ -17,7 +17,7 @@ use tombolo_daemon::uds::{self, UdsError};
 
 use super::agent::{Agent, Blockers, CACHE_FILE, SIGHTINGS_FILE, VIPS_FILE};
 use super::directory;
-use super::errands::{renew_intermediate, renew_own_leaf, report_drills};
+use super::errands::{renew_intermediate, renew_own_leaf, report_drills, watch_lagging};
 use super::identity::{self, ClusterIdentity, MAX_BROKERS, unix_ms};
 use super::local_server::{LocalServer, MAX_QUESTIONS, MAX_REPORTS};
 use super::metrics::Metrics;
@@ -128,6 +128,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         drill: drill.clone(),
         identity: Arc::clone(&identity),
         leaf_ttl: section.leaf_ttl(),
+        trust_ack: Arc::clone(&trust_sender),
         reports,
         questions,
         seams: seams.clone(),
@@ -181,6 +182,8 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
             renew_own_leaf(Arc::clone(&identity), seams.clone()),
         ),
     );
+    let lagging = watch_lagging(Arc::clone(&identity), Arc::clone(&trust_sender));
+    tasks.essential("lagging", until_drain(shutdown.clone(), lagging));
     let renewal = renew_intermediate(
         Arc::clone(&identity),
         channel,

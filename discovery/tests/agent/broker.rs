@@ -45,11 +45,14 @@ struct State {
     used_tokens: BTreeSet<String>,
     epoch: u64,
     reports: Vec<v1::DrillReport>,
+    acks: Vec<(u64, String)>,
 }
 
 /// What the gRPC services share.
 pub(crate) struct Core {
     root: Root,
+    /// Set once the root was rotated: it signs from then on.
+    next_root: Mutex<Option<Root>>,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     renewals: AtomicU64,
@@ -68,6 +71,7 @@ impl FakeBroker {
         let root = Root::create("demo", serial(), SystemTime::now()).unwrap();
         let core = Core {
             root,
+            next_root: Mutex::new(None),
             state: Mutex::default(),
             changed: watch::Sender::new(0),
             renewals: AtomicU64::new(0),
@@ -167,6 +171,20 @@ impl Core {
             denied: Vec::new(),
             revision: 1,
         }
+    }
+
+    /// A new root beside the old one, and signing from now on.
+    pub(crate) fn rotate(&self) {
+        let next = self.root.successor(serial(), SystemTime::now()).unwrap();
+        let mut trust = self.trust();
+        trust.roots.push(next.cert().to_vec().into());
+        trust.revision = 2;
+        *self.next_root.lock() = Some(next);
+        self.apply("trust", Entry::Trust(trust));
+    }
+
+    pub(crate) fn last_ack(&self) -> (u64, String) {
+        self.state.lock().acks.last().cloned().unwrap_or_default()
     }
 
     /// Commits an entry: every watcher hears of it.
@@ -338,8 +356,18 @@ impl Membership for Services {
         }))
     }
 
-    async fn renew(&self, _request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
-        Err(Status::unimplemented("no test needs it"))
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
+        let cluster = ClusterId::parse("west").unwrap();
+        let next = self.0.next_root.lock();
+        let root = next.as_ref().unwrap_or(&self.0.root);
+        let ttl = tombolo_trust::issue::INTERMEDIATE_TTL;
+        let signed =
+            root.issue_intermediate(&request.get_ref().csr, &cluster, serial(), SystemTime::now(), ttl);
+        Ok(Response::new(v1::RenewReply {
+            intermediate: signed.unwrap().to_vec().into(),
+            trust: Some(self.0.trust()),
+            brokers: Vec::new(),
+        }))
     }
 
     async fn leave(&self, _request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveReply>, Status> {
@@ -428,7 +456,10 @@ impl Sync for Services {
                             broker_unix_ms: now_ms(),
                         }))
                     }
-                    Publish::TrustAck(_) => None,
+                    Publish::TrustAck(ack) => {
+                        core.state.lock().acks.push((ack.revision, ack.lagging));
+                        None
+                    }
                 };
                 if let Some(reply) = reply
                     && sender

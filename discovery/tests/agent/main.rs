@@ -627,3 +627,42 @@ async fn random_bytes_at_the_socket_harm_nobody() {
     assert!(site.inspect().await.fresh);
     site.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_waits_for_what_still_uses_the_old_root() {
+    let broker = FakeBroker::start();
+    let mut site = Site::joined("west", &broker).await;
+    site.start();
+    until(&site.feed(), "fresh", |snapshot| snapshot.fresh).await;
+    let issue = || {
+        let (_, csr) = tombolo_trust::new_key_and_csr().unwrap();
+        let request = v1::IssueLeafRequest {
+            subject: "role/gateway".to_owned(),
+            csr: csr.to_vec().into(),
+        };
+        let mut client = site.client();
+        async move { client.issue_leaf(request).await.unwrap().into_inner() }
+    };
+    let before = issue().await;
+    eventually("the first bundle is acknowledged", || {
+        broker.core.last_ack() == (1, String::new())
+    })
+    .await;
+    broker.core.rotate();
+    eventually("the gateway's certificate lags", || {
+        let (revision, lagging) = broker.core.last_ack();
+        revision == 2 && lagging.contains("in use by") && lagging.contains("role/gateway")
+    })
+    .await;
+    let after = issue().await;
+    assert_ne!(before.chain[1], after.chain[1], "another intermediate");
+    assert_eq!(after.trust.unwrap().roots.len(), 2);
+    eventually("nothing lags", || broker.core.last_ack() == (2, String::new())).await;
+    site.stop().await;
+    site.start();
+    until(&site.feed(), "the renewed identity serves", |snapshot| {
+        snapshot.roots.len() == 2
+    })
+    .await;
+    site.stop().await;
+}
