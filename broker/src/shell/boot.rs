@@ -17,7 +17,7 @@ use tombolo_trust::{
 
 use super::authority::{AuthorityError, random, serial, wrap_root};
 use super::config::Config;
-use super::raft::log_store::{LogStore, OpenError};
+use super::raft::log_store::{Closed, LogStore, OpenError};
 use super::raft::types::StorageError;
 use crate::command::Command;
 use crate::stored::{Corrupt, decode_batch, encode_commands};
@@ -105,6 +105,8 @@ impl From<IssueError> for BootError {
 pub struct Booted {
     /// The log.
     pub log: LogStore,
+    /// When it is closed again.
+    pub log_closed: Closed,
     /// The key-encryption key.
     pub kek: Kek,
     /// What this broker presents.
@@ -126,7 +128,7 @@ pub async fn boot(config: &Config, seams: &Seams) -> Result<Booted, BootError> {
     disk.create_dir_all(&config.data_dir)
         .await
         .map_err(at(&config.data_dir))?;
-    let log = LogStore::open(&config.log_path())?;
+    let (log, log_closed) = LogStore::open(&config.log_path())?;
     let pristine = log.is_pristine().map_err(Box::new)?;
     let identity = IdentityDir::new(config.identity_path());
     let loaded = match identity.load() {
@@ -161,6 +163,7 @@ pub async fn boot(config: &Config, seams: &Seams) -> Result<Booted, BootError> {
     let trust = TrustState::new(trust_domain, identity.load_roots()?, BTreeSet::new(), 0)?;
     Ok(Booted {
         log,
+        log_closed,
         kek: load_kek(&config.kek_path())?,
         certs: CertStore::new(loaded),
         trust: TrustStore::new(trust),

@@ -45,6 +45,8 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// Streams of one connection: an agent has a handful, a forwarding broker one per write.
 const STREAMS_MAX: u32 = 4_096;
+/// How long Raft's tasks may take to let go of the log: they end as soon as they are polled.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries of one append.
 const APPEND_MAX_ENTRIES: u64 = 300;
 
@@ -91,6 +93,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
 
     let Booted {
         log,
+        log_closed,
         kek,
         certs,
         trust,
@@ -210,6 +213,10 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
     let drained = tasks.run_until_shutdown().await;
     if let Err(error) = raft.shutdown().await {
         tracing::warn!(%error, "Raft did not end cleanly; its log is durable all the same");
+    }
+    // Whoever starts this broker again finds the log closed.
+    if tokio::time::timeout(CLOSE_TIMEOUT, log_closed).await.is_err() {
+        tracing::warn!("the log is still open; a broker that starts here at once may find it locked");
     }
     let _drained = drained?;
     Ok(())

@@ -65,6 +65,9 @@ impl Debug for LogStore {
     }
 }
 
+/// Resolves when the log is closed.
+pub type Closed = oneshot::Receiver<()>;
+
 /// One transaction.
 enum Write {
     Append(Vec<(u64, Vec<u8>)>),
@@ -77,11 +80,11 @@ enum Write {
 }
 
 impl LogStore {
-    /// Opens or makes the log at `path`.
+    /// Opens or makes the log at `path`. The receiver resolves when the last clone is gone and the file is closed.
     ///
     /// # Errors
     /// [`OpenError`] names the file.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
+    pub fn open(path: &Path) -> Result<(Self, Closed), OpenError> {
         let failed = |source: redb::Error| OpenError::Database {
             path: path.to_owned(),
             source: Box::new(source),
@@ -97,10 +100,16 @@ impl LogStore {
         let database = Arc::new(database);
         let (writes, incoming) = mpsc::channel(WRITES_MAX);
         let writer = Arc::clone(&database);
+        let (closing, closed) = oneshot::channel();
         std::thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || write_loop(&writer, incoming))?;
-        Ok(Self { database, writes })
+            .spawn(move || {
+                write_loop(&writer, incoming);
+                drop(writer);
+                // Nobody may be waiting for it.
+                let _ = closing.send(());
+            })?;
+        Ok((Self { database, writes }, closed))
     }
 
     /// Makes the log of a broker that starts from a restored snapshot: empty behind `last`, with a vote of its term.
