@@ -17,7 +17,7 @@ use tombolo_wire::convert::LinkReport;
 use tombolo_wire::local::{ClusterSite, SnapshotFeed};
 
 use super::health::Health;
-use super::listeners::Limiter;
+use super::listeners::{FLOWS_MAX, FLOWS_PER_SOURCE, Limiter};
 use super::metrics::Metrics;
 
 /// The links at one moment, and the tunnels that make them: published whole, so that they never disagree.
@@ -42,7 +42,10 @@ pub(super) struct Context {
     pub(super) snapshots: SnapshotFeed,
     pub(super) links: watch::Receiver<Arc<LinkView>>,
     pub(super) health: Health,
+    /// Flows of clients.
     pub(super) limiter: Limiter,
+    /// Flows of peers.
+    pub(super) inbound_limiter: Limiter,
     pub(super) metrics: Metrics,
     /// Warnings that clients or peers can cause at will.
     pub(super) log: LogLimit,
@@ -50,10 +53,6 @@ pub(super) struct Context {
 }
 
 impl Context {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part that the role made, and this is where they come together"
-    )]
     pub(super) fn new(
         site: ClusterSite,
         seams: Seams,
@@ -62,7 +61,6 @@ impl Context {
         snapshots: SnapshotFeed,
         links: watch::Receiver<Arc<LinkView>>,
         metrics: Metrics,
-        limiter: Limiter,
     ) -> Self {
         let rng = Mutex::new(seams.entropy.rng());
         Self {
@@ -73,7 +71,8 @@ impl Context {
             snapshots,
             links,
             health: Health::default(),
-            limiter,
+            limiter: Limiter::new(FLOWS_MAX, FLOWS_PER_SOURCE),
+            inbound_limiter: Limiter::new(FLOWS_MAX, FLOWS_PER_SOURCE),
             metrics,
             log: LogLimit::default(),
             rng,

@@ -165,6 +165,8 @@ async fn traffic(context: &Arc<Context>, running: &RunningDrill, drills: &DrillF
     for number in first.unwrap_or_default()..schedule.requests() {
         let Some(due) = schedule.due(number) else { break };
         tokio::select! {
+            // What is due is sent, also when this loop is late and the drill has just ended.
+            biased;
             () = tokio::time::sleep_until(*began + due) => {}
             // The drill was stopped, or has ended.
             _ = feed.wait_for(is_over) => break,

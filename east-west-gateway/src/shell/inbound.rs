@@ -59,7 +59,13 @@ async fn serve(context: &Arc<Context>, mut flow: IncomingFlow) {
         _ => context.metrics.flow(Direction::Inbound),
     };
     let started = context.now();
-    let backend = match endpoints(context, &flow) {
+    // Peers share nothing but this gateway: one that floods it leaves room for the others.
+    let permit = context.inbound_limiter.admit(flow.tunnel().remote_addr().ip());
+    let endpoints = match &permit {
+        Ok(_) => endpoints(context, &flow),
+        Err(limit) => Err(Refused(Refusal::Overloaded, limit.clone())),
+    };
+    let backend = match endpoints {
         Ok(endpoints) => connect(context, &mut flow, &group, &endpoints).await,
         Err(refused) => Err(refused),
     };

@@ -29,6 +29,10 @@ const RENEWAL_CHECK: Duration = Duration::from_secs(5);
 /// keep its readers busy.
 const RTT_EVERY: Duration = Duration::from_secs(1);
 
+/// Answers within this time are looked at together: with 250 peers, ten answers a second each would be 2,500 looks at all of
+/// them. Against the 300 ms after which a link is suspect it does not count.
+const PONGS_TOGETHER: Duration = Duration::from_millis(20);
+
 /// What a replaced tunnel's flows may still take (DESIGN §4.11).
 const RETIRED_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -58,6 +62,8 @@ struct Running {
     tasks: JoinSet<()>,
     rng: StdRng,
     published: Instant,
+    /// When the links are looked at next.
+    wake: Option<Instant>,
 }
 
 impl Peers {
@@ -74,18 +80,19 @@ impl Peers {
             events,
             tasks: JoinSet::new(),
             rng,
+            wake: None,
         };
         let mut renewals = tokio::time::interval(RENEWAL_CHECK);
         snapshots.mark_changed();
         loop {
-            let wake = running.peers.links.deadline(context.now());
+            let wake = running.wake;
             let due = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let settle = tokio::select! {
                 () = context.shutdown.drain() => return Ok(()),
                 changed = snapshots.changed() => {
                     changed?;
@@ -93,26 +100,27 @@ impl Peers {
                         let actions = running.peers.links.set_members(&snapshot, context.now());
                         running.act(actions);
                     }
+                    true
                 }
-                Some(event) = incoming.recv() => {
-                    running.take(event);
-                    // What has arrived is counted before what is overdue: this process may have slept.
-                    while let Ok(event) = incoming.try_recv() {
-                        running.take(event);
-                    }
-                }
+                Some(event) = incoming.recv() => running.take(event),
                 Some(tunnel) = running.peers.inbound.recv() => running.take_inbound(tunnel),
-                Some(ended) = running.tasks.join_next() => ended?,
-                _ = renewals.tick() => running.renew(),
-                () = due => {
-                    while let Ok(event) = incoming.try_recv() {
-                        running.take(event);
-                    }
+                Some(ended) = running.tasks.join_next() => {
+                    ended?;
+                    false
                 }
+                _ = renewals.tick() => running.renew(),
+                () = due => true,
+            };
+            // What has arrived is counted before what is overdue: this process may have slept.
+            let mut settle = settle;
+            while let Ok(event) = incoming.try_recv() {
+                settle |= running.take(event);
             }
-            let actions = running.peers.links.poll(context.now());
-            running.act(actions);
-            running.publish();
+            if settle {
+                running.settle();
+            } else {
+                running.settle_soon();
+            }
         }
     }
 }
@@ -122,7 +130,23 @@ impl Running {
         self.peers.context.now()
     }
 
-    fn take(&mut self, event: Event) {
+    /// Asks the links what is overdue and due, does it, and publishes.
+    fn settle(&mut self) {
+        let now = self.now();
+        let actions = self.peers.links.poll(now);
+        self.act(actions);
+        self.publish();
+        self.wake = self.peers.links.deadline(now);
+    }
+
+    /// Answers come all the time, and what they change can wait a moment.
+    fn settle_soon(&mut self) {
+        let soon = self.now() + PONGS_TOGETHER;
+        self.wake = Some(self.wake.map_or(soon, |wake| wake.min(soon)));
+    }
+
+    /// Counts an event; true when the links are to be looked at once.
+    fn take(&mut self, event: Event) -> bool {
         let now = self.now();
         match event {
             Event::Dialled(cluster, address, tunnel) => {
@@ -139,6 +163,7 @@ impl Running {
             }
             Event::Tunnel(cluster, tunnel, TunnelEvent::Pong { rtt }) => {
                 self.peers.links.on_pong(&cluster, tunnel, rtt, now);
+                return false;
             }
             Event::Tunnel(cluster, tunnel, TunnelEvent::GoingAway { .. }) => {
                 self.peers.links.on_going_away(&cluster, tunnel, now);
@@ -150,14 +175,16 @@ impl Running {
                     .on_closed(&cluster, tunnel, &reason, now, &mut self.rng);
             }
         }
+        true
     }
 
-    fn take_inbound(&mut self, tunnel: Tunnel) {
+    fn take_inbound(&mut self, tunnel: Tunnel) -> bool {
         let facts = self.adopt(&tunnel);
         let cluster = tunnel.cluster().clone();
         let now = self.now();
         let actions = self.peers.links.on_inbound(&cluster, facts, now);
         self.act(actions);
+        true
     }
 
     /// Listens to a tunnel's events from now on.
@@ -198,15 +225,18 @@ impl Running {
         }
     }
 
-    fn renew(&mut self) {
+    fn renew(&mut self) -> bool {
         let now = self.now();
+        let mut any = false;
         for tunnel in self
             .tunnels
             .values()
             .filter(|tunnel| tunnel.is_usable() && tunnel.is_outdated())
         {
             self.peers.links.on_outdated(tunnel.cluster(), tunnel.id(), now);
+            any = true;
         }
+        any
     }
 
     /// Swaps the view when something changed that a reader would act on, or an RTT after [`RTT_EVERY`].

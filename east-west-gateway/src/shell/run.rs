@@ -20,7 +20,7 @@ use tracing::info;
 
 use super::context::{Context, LinkView};
 use super::inbound::Inbound;
-use super::listeners::{self, Board, FLOWS_MAX, FLOWS_PER_SOURCE, Limiter};
+use super::listeners::{self, Board};
 use super::metrics::Metrics;
 use super::peers::{INBOUND, Peers};
 use super::{drill, health, links_server, state};
@@ -215,7 +215,6 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         snapshots,
         links.clone(),
         metrics,
-        Limiter::new(FLOWS_MAX, FLOWS_PER_SOURCE),
     ));
     let board = Board::default();
     // It is set once: a second value could only be the same.

@@ -1,13 +1,15 @@
 //! UDP: a flow is (client address, service port). It sticks to its endpoint until that one is gone or nothing passes for
 //! [`IDLE`], and its replies leave from the socket that its client sent to.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -53,19 +55,17 @@ pub(super) async fn serve(
         tasks: JoinSet::new(),
     };
     let socket = Arc::clone(&place.socket);
-    let mut buffer = BytesMut::new();
     loop {
         let stopping = stop.is_cancelled();
         if stopping && place.tasks.is_empty() {
             return;
         }
-        buffer.reserve(PAYLOAD_MAX);
         tokio::select! {
             () = stop.cancelled(), if !stopping => {}
             () = context.shutdown.deadline_passed() => return,
             Some(ended) = place.tasks.join_next() => place.reap(ended),
-            received = socket.recv_buf_from(&mut buffer) => match received {
-                Ok((_, client)) => place.take(client, buffer.split().freeze(), !stopping),
+            received = receive(&socket) => match received {
+                Ok((payload, client)) => place.take(client, payload, !stopping),
                 // An earlier reply met a closed port: the host tells so here, and the next datagram is another client's.
                 Err(error) => debug!(%error, "UDP listener"),
             },
@@ -221,9 +221,7 @@ async fn to_backend(
     };
     let mut snapshots = context.snapshots.receiver();
     let mut idle = Idle::new();
-    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(PAYLOAD_MAX);
         tokio::select! {
             payload = queue.recv() => {
                 let Some(payload) = payload else { return Outcome::Ended };
@@ -232,9 +230,8 @@ async fn to_backend(
                     return judge.failed(&error);
                 }
             }
-            received = backend.recv_buf(&mut buffer) => match received {
-                Ok(_) => {
-                    let payload = buffer.split().freeze();
+            received = receive(backend) => match received {
+                Ok((payload, _)) => {
                     judge.answered();
                     context.metrics.carried(Direction::Local, 0, payload.len() as u64);
                     reply(socket, &payload, flow.client).await;
@@ -270,9 +267,7 @@ pub(super) async fn carry_inbound(
     };
     let mut snapshots = context.snapshots.receiver();
     let mut idle = Idle::new();
-    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(PAYLOAD_MAX);
         tokio::select! {
             payload = receiver.recv() => {
                 let Some(payload) = payload else { return Outcome::Ended };
@@ -281,9 +276,8 @@ pub(super) async fn carry_inbound(
                     return judge.failed(&error);
                 }
             }
-            received = backend.recv_buf(&mut buffer) => match received {
-                Ok(_) => {
-                    let payload = buffer.split().freeze();
+            received = receive(&backend) => match received {
+                Ok((payload, _)) => {
                     judge.answered();
                     context.metrics.carried(Direction::Inbound, payload.len() as u64, 0);
                     if sender.send(payload).await.is_err() {
@@ -302,6 +296,27 @@ pub(super) async fn carry_inbound(
             () = context.shutdown.drain() => return Outcome::Ended,
         }
         idle.touch();
+    }
+}
+
+/// The next datagram, in a buffer of its own size: thousands of sockets and queues wait, and few payloads are long. Cancel-safe.
+async fn receive(socket: &UdpSocket) -> io::Result<(Bytes, SocketAddr)> {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; PAYLOAD_MAX]);
+    }
+    loop {
+        socket.readable().await?;
+        let received: io::Result<_> = SCRATCH.with_borrow_mut(|scratch| {
+            let (length, from) = socket.try_recv_from(scratch)?;
+            Ok((
+                Bytes::copy_from_slice(scratch.get(..length).unwrap_or_default()),
+                from,
+            ))
+        });
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
     }
 }
 
@@ -330,7 +345,7 @@ impl Judge<'_> {
     }
 
     /// The endpoint's host says that nobody listens there.
-    fn failed(&self, error: &std::io::Error) -> Outcome {
+    fn failed(&self, error: &io::Error) -> Outcome {
         debug!(endpoint = %self.endpoint, %error, "UDP endpoint");
         self.tell(false);
         Outcome::ResetByLocal
