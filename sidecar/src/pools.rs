@@ -1,14 +1,15 @@
 //! One tunnel to each remote gateway that is in use: when to dial it, when to rest, when to let go.
 //!
 //! ```text
-//!            first flow              opened
-//!   Idle ───────────────▶ Dialling ─────────▶ Open ──┐ closed, replaced, unused for UNUSED_MAX
-//!    ▲                       │ failed                │
-//!    │ rest is over          ▼                       │
-//!    └──────────────────── Resting        Idle ◀─────┘
+//!          first flow              opened
+//!   Idle ─────────────▶ Dialling ───────────▶ Open ───▶ Idle    replaced, unused for UNUSED_MAX
+//!    ▲                  ▲      │ failed         │ lost
+//!    │ not wanted       │      ▼                │
+//!    └────────────────  Resting ◀───────────────┘
 //! ```
 //! A sidecar dials only where its workload calls, and holds no tunnel that it does not use: a thousand pods with tunnels to
-//! 250 clusters each would be a burden to everyone.
+//! 250 clusters each would be a burden to everyone. A path that was lost is dialled again by itself for as long as it is
+//! wanted, and says *down* until it answers, so that no flow has to find out.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,9 +24,10 @@ use tombolo_daemon::backoff::Backoff;
 pub const REST_BASE: Duration = Duration::from_millis(200);
 
 /// Longest rest: a gateway that comes back is used again within it, and flows go elsewhere meanwhile.
-pub const REST_MAX: Duration = Duration::from_secs(10);
+pub const REST_MAX: Duration = Duration::from_secs(5);
 
-/// A tunnel without flows is let go after this: a handshake costs two round trips, and callers come in bursts.
+/// A tunnel without flows is let go after this, and a lost one is no longer dialled: a handshake costs two round trips, and
+/// callers come in bursts.
 pub const UNUSED_MAX: Duration = Duration::from_secs(120);
 
 /// A gateway of another cluster.
@@ -55,7 +57,7 @@ pub enum Choice {
 enum Phase {
     Idle,
     Dialling,
-    Open { used: Instant },
+    Open,
     Resting { until: Instant },
 }
 
@@ -63,6 +65,8 @@ enum Phase {
 #[derive(Debug)]
 struct Path {
     phase: Phase,
+    /// When a flow last went there, or ran there; None before the first.
+    used: Option<Instant>,
     tracker: LinkTracker,
     backoff: Backoff,
     reason: String,
@@ -70,8 +74,8 @@ struct Path {
 
 /// The paths to all gateways that a snapshot names.
 ///
-/// `set_gateways` for each snapshot; `choose` for a flow; `begin_dial`, then `on_opened` or `on_dial_failed`; `on_pinged`,
-/// `on_pong` and `on_closed` while a tunnel is open; `poll` after each of these and with every ping.
+/// `set_gateways` for each snapshot; `choose` for a flow; `begin_dial` (or `begin_redials` at `deadline`), then `on_opened` or
+/// `on_lost`; `on_pinged`, `on_pong` and `on_lost` while a tunnel is open; `poll` after each of these and with every ping.
 #[derive(Debug)]
 pub struct Pools {
     profile: LinkProfile,
@@ -136,15 +140,16 @@ impl Pools {
         let mut rests = Vec::new();
         for (gateway, path) in self.of(cluster) {
             let link = path.tracker.link();
-            let place = match (path.phase, link.state) {
-                (Phase::Open { .. }, LinkState::Up | LinkState::Unknown) => 0,
-                (Phase::Idle | Phase::Dialling, _) => 1,
-                (Phase::Open { .. }, LinkState::Suspect | LinkState::Down) => 2,
-                (Phase::Resting { until }, _) if until <= now => 1,
-                (Phase::Resting { until }, _) => {
+            let doubtful = matches!(link.state, LinkState::Suspect | LinkState::Down);
+            let place = match path.phase {
+                Phase::Resting { until } if now < until => {
                     rests.push(until);
                     continue;
                 }
+                Phase::Open if !doubtful => 0,
+                _ if !doubtful => 1,
+                Phase::Open => 2,
+                Phase::Idle | Phase::Dialling | Phase::Resting { .. } => 3,
             };
             usable.push((place, link.rtt.is_none(), link.rtt, gateway));
         }
@@ -156,20 +161,21 @@ impl Pools {
         }
     }
 
-    /// Marks `gateway` as being dialled; false when it may not be now: not known, open, already dialled, or resting.
+    /// Marks `gateway` as being dialled for a flow; false when it may not be now: not known, open, already dialled, or resting.
     pub fn begin_dial(&mut self, gateway: &Gateway, now: Instant) -> bool {
         let Some(path) = self.paths.get_mut(gateway) else {
             return false;
         };
-        let may = match path.phase {
-            Phase::Idle => true,
-            Phase::Resting { until } => until <= now,
-            Phase::Dialling | Phase::Open { .. } => false,
-        };
-        if may {
-            path.phase = Phase::Dialling;
-        }
-        may
+        path.used = Some(now);
+        path.begin_dial(now)
+    }
+
+    /// Lost paths whose rest is over and that are still wanted; they are marked as being dialled.
+    pub fn begin_redials(&mut self, now: Instant) -> Vec<Gateway> {
+        let rested = |path: &Path| matches!(path.phase, Phase::Resting { .. }) && path.is_wanted(now);
+        let due = self.paths.iter_mut().filter(|(_, path)| rested(path));
+        due.filter_map(|(gateway, path)| path.begin_dial(now).then(|| gateway.clone()))
+            .collect()
     }
 
     /// The dial gave a tunnel. False: the gateway is gone meanwhile, and the tunnel is to be let go.
@@ -177,21 +183,14 @@ impl Pools {
         let Some(path) = self.paths.get_mut(gateway) else {
             return false;
         };
-        path.phase = Phase::Open { used: now };
+        path.phase = Phase::Open;
         path.reason.clear();
-        path.backoff.reset();
         path.tracker.on_ping_sent(now);
         true
     }
 
-    /// The dial failed: a rest, each longer than the last.
-    pub fn on_dial_failed(
-        &mut self,
-        gateway: &Gateway,
-        reason: String,
-        now: Instant,
-        rng: &mut impl rand::Rng,
-    ) {
+    /// The dial failed, or the open tunnel was lost: a rest, each longer than the last until it answers.
+    pub fn on_lost(&mut self, gateway: &Gateway, reason: String, now: Instant, rng: &mut impl rand::Rng) {
         if let Some(path) = self.paths.get_mut(gateway) {
             path.phase = Phase::Resting {
                 until: now + path.backoff.next(rng),
@@ -212,15 +211,7 @@ impl Pools {
     pub fn on_pong(&mut self, gateway: &Gateway, rtt: Duration, now: Instant) {
         if let Some(path) = self.paths.get_mut(gateway) {
             path.tracker.on_pong(rtt, now);
-        }
-    }
-
-    /// The open tunnel was lost.
-    pub fn on_closed(&mut self, gateway: &Gateway, reason: String) {
-        if let Some(path) = self.paths.get_mut(gateway) {
-            path.phase = Phase::Idle;
-            path.tracker.on_closed();
-            path.reason = reason;
+            path.backoff.reset();
         }
     }
 
@@ -234,20 +225,16 @@ impl Pools {
 
     /// A flow was opened in the tunnel, or one runs in it.
     pub fn on_used(&mut self, gateway: &Gateway, now: Instant) {
-        if let Some(Path {
-            phase: Phase::Open { used },
-            ..
-        }) = self.paths.get_mut(gateway)
-        {
-            *used = now;
+        if let Some(path) = self.paths.get_mut(gateway) {
+            path.used = Some(now);
         }
     }
 
     /// Whether the open tunnel has been without flows for too long.
     #[must_use]
     pub fn is_unused(&self, gateway: &Gateway, now: Instant) -> bool {
-        let phase = self.paths.get(gateway).map(|path| path.phase);
-        matches!(phase, Some(Phase::Open { used }) if now.saturating_duration_since(used) >= UNUSED_MAX)
+        let path = self.paths.get(gateway);
+        path.is_some_and(|path| path.phase == Phase::Open && !path.is_wanted(now))
     }
 
     /// The new state of the path to `gateway`, when it is another than told last.
@@ -257,15 +244,15 @@ impl Pools {
             .and_then(|path| path.tracker.poll(now))
     }
 
-    /// The links that the open and the failed tunnels show. A gateway that nobody tries now says nothing.
+    /// The links that open and lost tunnels show. A gateway that is not wanted says nothing.
     #[must_use]
     pub fn links(&self, now: Instant) -> BTreeMap<ClusterId, Link> {
         let mut links: BTreeMap<ClusterId, Vec<Link>> = BTreeMap::new();
         for (gateway, path) in &self.paths {
             let speaks = match path.phase {
-                Phase::Open { .. } => true,
-                Phase::Resting { until } => now < until,
-                Phase::Idle | Phase::Dialling => false,
+                Phase::Open => true,
+                Phase::Dialling | Phase::Resting { .. } => path.is_wanted(now),
+                Phase::Idle => false,
             };
             let link = if speaks {
                 path.tracker.link()
@@ -280,7 +267,7 @@ impl Pools {
             .collect()
     }
 
-    /// When the first rest ends, which changes [`Self::links`].
+    /// When the first rest ends, and [`Self::begin_redials`] has something to say.
     #[must_use]
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let rests = self.paths.values().filter_map(|path| match path.phase {
@@ -298,7 +285,7 @@ impl Pools {
             phase: match path.phase {
                 Phase::Idle => "idle",
                 Phase::Dialling => "dialling",
-                Phase::Open { .. } => "open",
+                Phase::Open => "open",
                 Phase::Resting { .. } => "resting",
             },
             link: path.tracker.state(),
@@ -318,10 +305,28 @@ impl Path {
     fn new(profile: LinkProfile) -> Self {
         Self {
             phase: Phase::Idle,
+            used: None,
             tracker: LinkTracker::new(profile),
             backoff: Backoff::decorrelated(REST_BASE, REST_MAX),
             reason: String::new(),
         }
+    }
+
+    fn begin_dial(&mut self, now: Instant) -> bool {
+        let may = match self.phase {
+            Phase::Idle => true,
+            Phase::Resting { until } => until <= now,
+            Phase::Dialling | Phase::Open => false,
+        };
+        if may {
+            self.phase = Phase::Dialling;
+        }
+        may
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.used
+            .is_some_and(|used| now.saturating_duration_since(used) < UNUSED_MAX)
     }
 }
 
@@ -388,26 +393,39 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_dial_rests_longer_each_time_and_then_says_nothing() {
-        let mut now = Instant::now();
+    fn a_lost_path_is_dialled_again_for_as_long_as_it_is_wanted() {
+        let start = Instant::now();
+        let mut now = start;
         let mut rng = StdRng::seed_from_u64(1);
         let mut pools = pools();
         let eks = gateway("eks", "127.13.0.2:7443");
-        for _ in 0..20 {
-            assert!(pools.begin_dial(&eks, now));
-            pools.on_dial_failed(&eks, "refused".to_owned(), now, &mut rng);
+        let state = |pools: &Pools, now| pools.links(now)[&cluster("eks")].state;
+        assert_eq!(pools.begin_redials(now), [], "nobody has wanted it");
+        assert!(pools.begin_dial(&eks, now));
+        assert_eq!(state(&pools, now), LinkState::Unknown);
+        let mut redials = 0;
+        loop {
+            pools.on_lost(&eks, "refused".to_owned(), now, &mut rng);
             pools.poll(&eks, now);
-            assert_eq!(pools.links(now)[&cluster("eks")].state, LinkState::Down);
             let Choice::Rest { until } = pools.choose(&cluster("eks"), now) else {
                 panic!("it rests");
             };
             assert!((REST_BASE..=REST_MAX).contains(&(until - now)));
             assert_eq!(pools.deadline(now), Some(until));
-            assert!(!pools.begin_dial(&eks, now), "not while it rests");
+            assert_eq!(pools.begin_redials(now), [], "not while it rests");
             now = until;
-            assert_eq!(pools.links(now)[&cluster("eks")].state, LinkState::Unknown);
-            assert_eq!(pools.choose(&cluster("eks"), now), Choice::Try(vec![eks.clone()]));
+            if now - start >= UNUSED_MAX {
+                break;
+            }
+            assert_eq!(pools.begin_redials(now), [eks.clone()]);
+            assert_eq!(state(&pools, now), LinkState::Down, "down until it answers");
+            redials += 1;
         }
+        assert!(redials >= 20, "{redials}");
+        assert_eq!(pools.begin_redials(now), [], "nobody wants it any more");
+        assert_eq!(state(&pools, now), LinkState::Unknown);
+        assert_eq!(pools.choose(&cluster("eks"), now), Choice::Try(vec![eks.clone()]));
+        assert!(pools.begin_dial(&eks, now));
     }
 
     #[test]
@@ -434,10 +452,12 @@ mod tests {
         let mut pools = pools();
         let eks = gateway("eks", "127.13.0.2:7443");
         open(&mut pools, &eks, now);
-        pools.on_closed(&eks, "reset".to_owned());
-        assert_eq!(pools.poll(&eks, now + 10 * MS), Some(LinkState::Down));
-        assert!(pools.begin_dial(&eks, now + 10 * MS));
-        assert!(pools.on_opened(&eks, now + 10 * MS));
+        let lost = now + 10 * MS;
+        pools.on_lost(&eks, "reset".to_owned(), lost, &mut StdRng::seed_from_u64(1));
+        assert_eq!(pools.poll(&eks, lost), Some(LinkState::Down));
+        let now = pools.deadline(lost).unwrap();
+        assert_eq!(pools.begin_redials(now), [eks.clone()]);
+        assert!(pools.on_opened(&eks, now));
         for answer in 2..=4u32 {
             pools.on_pong(&eks, MS, now + answer * 10 * MS);
         }

@@ -72,7 +72,7 @@ fn next_change(running: &RunningDrill, now: Instant) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
-    use tombolo_clusterset::drill::{Drill, DrillKind};
+    use tombolo_clusterset::drill::{Drill, DrillId, DrillKind};
 
     use super::*;
     use crate::fixtures::{self, cluster, key};
@@ -83,11 +83,12 @@ mod tests {
         let began = Seams::host().clock.now();
         let drill = |kind, from: &str, target: &str| RunningDrill {
             drill: Drill {
-                id: "d1".parse().unwrap(),
+                id: DrillId(1),
                 kind,
                 target: cluster(target),
                 from: cluster(from),
                 service: key("shop/checkout"),
+                port: None,
                 http_get: None,
                 rate_per_second: 10,
                 baseline: 2 * second,

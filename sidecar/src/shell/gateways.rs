@@ -189,12 +189,24 @@ impl Gateways {
             )
             .into());
         }
+        Ok(self.spawn_dial(&mut inner, gateway.clone()))
+    }
+
+    /// Dials lost gateways again whose rest is over.
+    pub(super) fn redial(self: &Arc<Self>) {
+        let now = self.now();
+        let mut inner = self.inner.lock();
+        for gateway in inner.pools.begin_redials(now) {
+            self.spawn_dial(&mut inner, gateway);
+        }
+    }
+
+    /// Dials a gateway that is marked as being dialled, and follows its tunnel.
+    fn spawn_dial(self: &Arc<Self>, inner: &mut Inner, gateway: Gateway) -> Slot {
         let (sender, receiver) = watch::channel(None);
-        inner
-            .slots
-            .insert(gateway.clone(), Slot::Dialling(receiver.clone()));
-        drop(inner);
-        let (gateways, gateway) = (Arc::clone(self), gateway.clone());
+        let slot = Slot::Dialling(receiver);
+        inner.slots.insert(gateway.clone(), slot.clone());
+        let gateways = Arc::clone(self);
         tokio::spawn(async move {
             let result = gateways.dial(&gateway).await;
             sender.send_replace(Some(result.clone()));
@@ -202,7 +214,7 @@ impl Gateways {
                 gateways.watch(gateway, tunnel).await;
             }
         });
-        Ok(Slot::Dialling(receiver))
+        slot
     }
 
     /// Takes 5 s at most, as [`Endpoint::dial`] does.
@@ -228,7 +240,7 @@ impl Gateways {
                 inner.slots.remove(gateway);
                 inner
                     .pools
-                    .on_dial_failed(gateway, error.to_string(), now, &mut inner.rng);
+                    .on_lost(gateway, error.to_string(), now, &mut inner.rng);
                 Err(error.to_string().into())
             }
         };
@@ -315,13 +327,16 @@ impl Gateways {
     fn forget(&self, gateway: &Gateway, tunnel: &Tunnel, lost: Option<&str>) {
         let now = self.now();
         {
-            let mut inner = self.inner.lock();
+            let mut guard = self.inner.lock();
+            let inner = &mut *guard;
             if !inner.holds(gateway, tunnel) {
                 return;
             }
             inner.slots.remove(gateway);
             match lost {
-                Some(reason) => inner.pools.on_closed(gateway, reason.to_owned()),
+                Some(reason) => inner
+                    .pools
+                    .on_lost(gateway, reason.to_owned(), now, &mut inner.rng),
                 None => inner.pools.on_replaced(gateway),
             }
             inner.pools.poll(gateway, now);

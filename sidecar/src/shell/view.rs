@@ -110,6 +110,7 @@ impl View {
             if let Some(snapshot) = snapshots.borrow_and_update().clone() {
                 gateways.set_snapshot(&snapshot);
             }
+            gateways.redial();
             links.mark_unchanged();
             own.mark_unchanged();
             let now = self.now();
