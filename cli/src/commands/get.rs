@@ -38,6 +38,11 @@ pub(crate) async fn run(target: &Target, what: What, cluster: Option<ClusterId>)
         Some(cluster) => vec![view.of_cluster(cluster)?],
         None => view.observed.iter().collect(),
     };
+    if seen.is_empty() && matches!(what, What::Imports | What::Endpoints | What::Links) {
+        eprintln!(
+            "no cluster runs on this machine: imports, links and verdicts are known to the clusters' own processes only"
+        );
+    }
     let source = &view.source;
     let format = target.output;
     match what {

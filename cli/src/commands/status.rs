@@ -3,6 +3,7 @@
 pub(super) mod findings;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::join_all;
@@ -15,7 +16,7 @@ use tombolo_wire::v1::rotate_root_request::Step;
 use super::get::{ClusterItem, Clusters, LinkItem, Links};
 use crate::args::Target;
 use crate::operator::view::{From, Source, View};
-use crate::operator::{CALL_TIMEOUT, Operators, refusal};
+use crate::operator::{Operators, refusal};
 use crate::output::{Tone, paint, print, span, table};
 use crate::up::Layout;
 use crate::up::control::{self, Answer, ProcessInfo, Request};
@@ -90,7 +91,7 @@ pub(super) struct DrillItem {
 
 impl DrillItem {
     pub(super) fn of(drill: &Drill) -> Self {
-        let ms = |phase: std::time::Duration| u64::try_from(phase.as_millis()).unwrap_or(u64::MAX);
+        let ms = |phase: Duration| u64::try_from(phase.as_millis()).unwrap_or(u64::MAX);
         Self {
             id: drill.id.0,
             kind: drill.kind.as_str(),
@@ -107,6 +108,9 @@ impl DrillItem {
 
 /// A leader that no quorum has acknowledged for this long may have been deposed without knowing.
 const QUORUM_AGE_MAX_MS: u64 = 5_000;
+
+/// A broker that takes longer is told as one that does not answer: whoever asks for the status is waiting.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(target: &Target) -> Result<ExitCode> {
     let (view, groups, rotation, processes) = tokio::join!(
@@ -134,7 +138,7 @@ async fn groups(target: &Target) -> Vec<v1::GroupStatusReply> {
             brokers: vec![*broker],
             identity: operators.identity.clone(),
         };
-        timeout(CALL_TIMEOUT, group_status(&one)).await.ok()?.ok()
+        timeout(ASK_TIMEOUT, group_status(&one)).await.ok()?.ok()
     });
     join_all(answers).await.into_iter().flatten().collect()
 }
@@ -156,7 +160,7 @@ async fn rotation(target: &Target) -> Option<v1::RotateRootReply> {
         };
         Some(client.rotate_root(request).await.ok()?.into_inner())
     };
-    timeout(CALL_TIMEOUT, asked).await.ok().flatten()
+    timeout(ASK_TIMEOUT, asked).await.ok().flatten()
 }
 
 async fn processes(target: &Target) -> Option<Vec<ProcessInfo>> {

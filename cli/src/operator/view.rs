@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
@@ -14,6 +15,9 @@ use super::{CALL_TIMEOUT, Operators, Records, refusal};
 use crate::args::Target;
 use crate::output::span;
 use crate::up::{Layout, SiteNote};
+
+/// A broker with a quorum begins to answer within this; one without waits for it, and others are asked meanwhile.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who told it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -193,20 +197,24 @@ fn last_line(error: &anyhow::Error) -> String {
 }
 
 async fn view_of(operators: &Operators, stale: bool) -> Result<Records> {
-    let mut client = operators.connect().await?;
-    let stream = client
-        .view(v1::ViewRequest { stale })
-        .await
-        .map_err(|status| refusal(&status))?;
-    let mut stream = stream.into_inner();
+    let begun = async {
+        let mut client = operators.connect().await?;
+        let stream = client.view(v1::ViewRequest { stale }).await;
+        let mut stream = stream.map_err(|status| refusal(&status))?.into_inner();
+        let first = stream.message().await.map_err(|status| refusal(&status))?;
+        anyhow::Ok((stream, first))
+    };
+    let waited = || format!("no answer within {} s", FIRST_TIMEOUT.as_secs());
+    let (mut stream, mut next) = timeout(FIRST_TIMEOUT, begun).await.with_context(waited)??;
     let mut records = Records::default();
-    while let Some(event) = stream.message().await.map_err(|status| refusal(&status))? {
+    while let Some(event) = next {
         if records.take(event) {
             records.fresh &= !stale;
             return Ok(records);
         }
+        next = stream.message().await.map_err(|status| refusal(&status))?;
     }
-    Err(anyhow!("the view ended early")).context("the broker closed the stream")
+    Err(anyhow!("the broker ended its view early"))
 }
 
 #[cfg(test)]

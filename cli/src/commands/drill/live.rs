@@ -12,7 +12,7 @@ use super::watch::{Answered, Watch};
 use crate::args::Target;
 use crate::commands::status::group_status;
 use crate::operator::view::View;
-use crate::operator::{CALL_TIMEOUT, Operators, refusal};
+use crate::operator::{Operators, refusal};
 use crate::up::Layout;
 use crate::up::control::{self, Answer, ProcessInfo, Request};
 
@@ -21,6 +21,8 @@ use crate::up::control::{self, Answer, ProcessInfo, Request};
 const REPORT_GRACE: Duration = Duration::from_secs(30);
 /// Longest wait at one broker, so that one that dies meanwhile is left for the next.
 const REPORT_WAIT: Duration = Duration::from_secs(5);
+/// Connection and answer of a broker, beyond what it was asked to wait.
+const REPORT_SLACK: Duration = Duration::from_secs(3);
 /// Pause when no broker answers.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -147,7 +149,7 @@ async fn leader(operators: &Operators) -> Option<u64> {
             brokers: vec![*broker],
             identity: operators.identity.clone(),
         };
-        if let Ok(Ok(status)) = timeout(CALL_TIMEOUT, group_status(&one)).await
+        if let Ok(Ok(status)) = timeout(REPORT_SLACK, group_status(&one)).await
             && status.leader != 0
         {
             return Some(status.leader);
@@ -168,7 +170,7 @@ async fn report(operators: &Operators, drill: &Drill, began: Instant) -> Result<
                 brokers: vec![*broker],
                 identity: operators.identity.clone(),
             };
-            match timeout(REPORT_WAIT + CALL_TIMEOUT, report_at(&one, drill)).await {
+            match timeout(REPORT_WAIT + REPORT_SLACK, report_at(&one, drill)).await {
                 Ok(Ok(Some(report))) => return Ok(report),
                 Ok(Ok(None)) => last = None,
                 Ok(Err(error)) => last = Some(error),

@@ -336,7 +336,7 @@ h1{font-size:26px;line-height:1.2;margin:0 0 4px}h2{font-size:16px;margin:30px 0
 .verdict strong{color:var(--warn)}.verdict span{margin-left:10px}
 .verdict.passed{border-left-color:var(--good)}.verdict.passed strong{color:var(--good)}
 .verdict.failed{border-left-color:var(--bad)}.verdict.failed strong{color:var(--bad)}
-dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:10px;margin:0}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:10px;margin:0}
 dl div{padding:10px 14px;border:1px solid var(--line);border-radius:6px;background:var(--card)}
 dt{color:var(--soft);font-size:13px}dd{margin:0;font-size:21px;font-variant-numeric:tabular-nums}dd small{display:block;font-size:12px;line-height:1.3;color:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0 0 8px;font-size:13px}.legend i{display:inline-block;width:11px;height:11px;margin-right:6px;border-radius:2px}
