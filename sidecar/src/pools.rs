@@ -417,7 +417,7 @@ mod tests {
             if now - start >= UNUSED_MAX {
                 break;
             }
-            assert_eq!(pools.begin_redials(now), [eks.clone()]);
+            assert_eq!(pools.begin_redials(now), vec![eks.clone()]);
             assert_eq!(state(&pools, now), LinkState::Down, "down until it answers");
             redials += 1;
         }
@@ -440,7 +440,7 @@ mod tests {
         assert!(!pools.is_unused(&first, later));
         let mut snapshot = fixtures::snapshot();
         snapshot.clusters.get_mut("gke").unwrap().gateways.remove(0);
-        assert_eq!(pools.set_gateways(&snapshot), [first.clone()]);
+        assert_eq!(pools.set_gateways(&snapshot), vec![first.clone()]);
         assert!(!pools.on_opened(&first, later), "its dial ended too late");
         pools.on_replaced(&second);
         assert_eq!(pools.choose(&cluster("gke"), later), Choice::Try(vec![second]));
@@ -456,7 +456,7 @@ mod tests {
         pools.on_lost(&eks, "reset".to_owned(), lost, &mut StdRng::seed_from_u64(1));
         assert_eq!(pools.poll(&eks, lost), Some(LinkState::Down));
         let now = pools.deadline(lost).unwrap();
-        assert_eq!(pools.begin_redials(now), [eks.clone()]);
+        assert_eq!(pools.begin_redials(now), vec![eks.clone()]);
         assert!(pools.on_opened(&eks, now));
         for answer in 2..=4u32 {
             pools.on_pong(&eks, MS, now + answer * 10 * MS);

@@ -93,14 +93,12 @@ impl Gateways {
 
     /// Takes the gateways of a snapshot; tunnels to those that it does not name any more end.
     pub(super) fn set_snapshot(&self, snapshot: &Snapshot) {
-        let gone = {
+        let gone: Vec<Slot> = {
             let mut inner = self.inner.lock();
             let gone = inner.pools.set_gateways(snapshot);
-            let taken = gone
-                .iter()
+            gone.iter()
                 .filter_map(|gateway| inner.slots.remove(gateway))
-                .collect::<Vec<_>>();
-            taken
+                .collect()
         };
         for slot in gone {
             if let Slot::Open(tunnel) = slot {
