@@ -46,11 +46,14 @@ pub fn wanted(snapshot: &Snapshot, mirror: Mirror) -> Wanted {
     wanted
 }
 
-/// What a captured connection was meant for, by its original destination. None: no import of this workload.
+/// Every import's places as the agent allocated them: what a captured connection was meant for, by its original destination.
 #[must_use]
-pub fn meant_for(snapshot: &Snapshot, place: Place) -> Option<Target> {
-    let mut places = snapshot.imports.values().flat_map(|import| places_of(import));
-    places.find(|(own, _)| *own == place).map(|(_, target)| target)
+pub fn places(snapshot: &Snapshot) -> BTreeMap<Place, Target> {
+    snapshot
+        .imports
+        .values()
+        .flat_map(|import| places_of(import))
+        .collect()
 }
 
 #[cfg(test)]
@@ -104,7 +107,8 @@ mod tests {
     #[test]
     fn a_captured_connection_is_known_by_its_destination() {
         let snapshot = fixtures::snapshot();
-        let service = |address| meant_for(&snapshot, place(address)).map(|target| target.service);
+        let places = places(&snapshot);
+        let service = |address| places.get(&place(address)).map(|target| target.service.clone());
         assert_eq!(service("127.11.64.1:80"), Some(key("shop/checkout")));
         assert_eq!(service("127.11.64.10:5432"), Some(key("shop/db")));
         assert_eq!(service("127.11.64.1:81"), None);

@@ -1,5 +1,6 @@
 //! Sockets, tunnels and tasks.
 
+mod capture;
 mod connect;
 mod drills;
 mod gateways;

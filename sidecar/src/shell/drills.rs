@@ -42,7 +42,6 @@ pub(super) async fn obey(drills: DrillFeed, snapshots: SnapshotFeed, endpoint: E
             Ok(()) = running.changed() => {}
             Ok(()) = members.changed() => {}
             () = change => {}
-            else => return,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Takes in the workload's connections: at a listener of each import, or captured with their original destination.
+//! Takes in the workload's connections at a listener of each import, and carries them to a backend.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -48,8 +48,8 @@ pub(super) struct Outbound {
     pub(super) flows: Arc<Semaphore>,
     pub(super) udp_flows: Arc<Semaphore>,
     /// Own ends of connections that this process has opened to its own cluster, to know them when they are captured.
-    own: Mutex<BTreeSet<SocketAddr>>,
-    overload: LogLimit,
+    pub(super) own: Mutex<BTreeSet<SocketAddr>>,
+    pub(super) warnings: LogLimit,
 }
 
 /// A connected backend.
@@ -87,7 +87,7 @@ impl Outbound {
             flows: Arc::new(Semaphore::new(FLOWS_MAX)),
             udp_flows: Arc::new(Semaphore::new(udp::FLOWS_MAX)),
             own: Mutex::default(),
-            overload: LogLimit::default(),
+            warnings: LogLimit::default(),
         })
     }
 
@@ -219,62 +219,15 @@ impl Outbound {
         }
     }
 
-    /// Takes in captured connections until the drain begins.
-    pub(super) async fn capture(self: Arc<Self>, listener: Listener) {
-        let own = listener.local_addr().ok();
-        loop {
-            let accepted = tokio::select! {
-                () = self.shutdown.drain() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (client, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    self.pause(&error).await;
-                    continue;
-                }
-            };
-            match self.captured(&client, peer, own) {
-                Ok(target) => self.begin(client, peer, target),
-                Err(reason) => {
-                    self.overload
-                        .write(self.connector.seams.clock.now(), |suppressed| {
-                            tracing::warn!(%peer, reason, suppressed, "captured connection reset");
-                        });
-                    client.abort();
-                }
-            }
-        }
-    }
-
-    /// What a captured connection was meant for.
-    fn captured(&self, client: &Stream, peer: SocketAddr, own: Option<SocketAddr>) -> Result<Target, String> {
-        if self.own.lock().contains(&peer) {
-            return Err("it is this sidecar's own; exempt its user from the redirect rule".to_owned());
-        }
-        let meant = original_destination(client)
-            .map_err(|error| format!("its original destination is not known: {error}"))?;
-        // Without a redirect the kernel gives the socket's own address.
-        if own == Some(meant) || client.local_addr().is_ok_and(|local| local == meant) {
-            return Err("it was not redirected but came straight to the capture listener".to_owned());
-        }
-        let place = Place {
-            address: meant,
-            protocol: Protocol::Tcp,
-        };
-        let snapshot = self.connector.view.snapshot().ok_or("there is no snapshot yet")?;
-        listeners::meant_for(&snapshot, place).ok_or_else(|| format!("{meant} is no import of this workload"))
-    }
-
-    async fn pause(&self, error: &io::Error) {
-        self.overload.write(self.connector.seams.clock.now(), |suppressed| {
+    pub(super) async fn pause(&self, error: &io::Error) {
+        self.warnings.write(self.connector.seams.clock.now(), |suppressed| {
             tracing::warn!(%error, suppressed, "cannot accept connections; is the limit of open files reached?");
         });
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
     /// Serves one connection in a task of its own.
-    fn begin(self: &Arc<Self>, client: Stream, peer: SocketAddr, target: Target) {
+    pub(super) fn begin(self: &Arc<Self>, client: Stream, peer: SocketAddr, target: Target) {
         let Ok(permit) = Arc::clone(&self.flows).try_acquire_owned() else {
             self.connector
                 .metrics
@@ -406,19 +359,4 @@ fn backend_permit(cluster: Option<ClusterId>, target: &Target) -> Permit {
         matches!(id.subject(), Subject::Workload { cluster: own, namespace, .. }
             if Some(own) == cluster.as_ref() && *namespace == wanted)
     })
-}
-
-/// Where a redirected connection was meant to go (`SO_ORIGINAL_DST`).
-fn original_destination(client: &Stream) -> io::Result<SocketAddr> {
-    let Stream::Tcp(tcp) = client else {
-        return Err(io::Error::other("it is no socket of this host"));
-    };
-    let socket = socket2::SockRef::from(tcp);
-    let meant = match client.local_addr()? {
-        SocketAddr::V4(_) => socket.original_dst_v4(),
-        SocketAddr::V6(_) => socket.original_dst_v6(),
-    };
-    meant?
-        .as_socket()
-        .ok_or_else(|| io::Error::other("it is no IP address"))
 }

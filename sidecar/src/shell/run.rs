@@ -102,6 +102,7 @@ pub(super) async fn serve(
     shutdown: Shutdown,
 ) -> Result<(), Error> {
     config.check()?;
+    let clock = seams.clock.clone();
     let mirror = Mirror::new(config.vip_range, config.section.range)?;
     let readiness = Readiness::new();
     let (has_identity, has_snapshot) = (readiness.block("identity"), readiness.block("snapshot"));
@@ -198,8 +199,10 @@ pub(super) async fn serve(
     supervisor.essential("outbound", listeners(outbound, mirror, has_snapshot));
 
     let drained = supervisor.run_until_shutdown().await;
-    endpoint.close("the sidecar has shut down");
-    tracing::debug!(drained = %drained?, "ended");
+    // Flows have ended or were reset; their last bytes are delivered when the gateways say that they have none left.
+    let until = shutdown.deadline().unwrap_or_else(|| clock.now());
+    let tunnels = endpoint.drain(until).await;
+    tracing::debug!(drained = %drained?, ?tunnels, "ended");
     Ok(())
 }
 
