@@ -6,6 +6,7 @@ pub mod v1 {
         missing_docs,
         unreachable_pub,
         clippy::all,
+        clippy::allow_attributes_without_reason,
         reason = "generated code; the .proto files carry the documentation"
     )]
     tonic::include_proto!("tombolo.v1");
