@@ -74,6 +74,23 @@ pub enum RotationStep {
     Drop,
 }
 
+/// A cluster that asks to become a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// The token it presents.
+    pub token: TokenId,
+    /// Of the secret it presents.
+    pub hash: [u8; 32],
+    /// Who it wants to be.
+    pub cluster: ClusterId,
+    /// How it describes itself.
+    pub description: Description,
+    /// Take the place of a member of the same id.
+    pub replace: bool,
+    /// What it gets.
+    pub issued: Issued,
+}
+
 /// One decision to make. Everything it depends on besides the state stands in it.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "the fields repeat the words of DESIGN.md")]
@@ -95,14 +112,7 @@ pub enum Command {
     RevokeToken {
         id: TokenId,
     },
-    Join {
-        token: TokenId,
-        hash: [u8; 32],
-        cluster: ClusterId,
-        description: Description,
-        replace: bool,
-        issued: Issued,
-    },
+    Join(Box<Join>),
     Renew {
         cluster: ClusterId,
         issued: Issued,

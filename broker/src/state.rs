@@ -145,14 +145,7 @@ impl Entry<'_> {
                 ttl_ms,
             } => self.create_token(id, hash, cluster, ttl_ms),
             Command::RevokeToken { id } => self.revoke_token(id),
-            Command::Join {
-                token,
-                hash,
-                cluster,
-                description,
-                replace,
-                issued,
-            } => self.join(token, &hash, &cluster, description, replace, issued),
+            Command::Join(join) => self.join(*join),
             Command::Renew { cluster, issued } => self.renew(&cluster, issued),
             Command::Leave { cluster } | Command::Evict { cluster } => self.remove_member(&cluster),
             Command::OpenPublish {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tombolo_broker::bounds;
 use tombolo_broker::command::{
-    Batch, BrokerAddresses, Command, Description, Issued, Reply, RootRecord, RotationStep,
+    Batch, BrokerAddresses, Command, Description, Issued, Join, Reply, RootRecord, RotationStep,
 };
 use tombolo_broker::state::{Refusal, State, Verdict, apply};
 use tombolo_broker::stored::{decode_batch, decode_state, encode_batch, encode_state};
@@ -83,19 +83,19 @@ fn create(byte: u8, name: &str) -> Command {
 }
 
 fn join(byte: u8, name: &str) -> Command {
-    Command::Join {
+    Command::Join(Box::new(Join {
         token: token(byte),
         hash: hash(byte),
         cluster: cluster(name),
         description: describe(name),
         replace: false,
         issued: issued(byte, 1),
-    }
+    }))
 }
 
 fn replace(mut command: Command) -> Command {
-    if let Command::Join { replace, .. } = &mut command {
-        *replace = true;
+    if let Command::Join(join) = &mut command {
+        join.replace = true;
     }
     command
 }
@@ -255,18 +255,18 @@ fn joining_is_refused_with_a_reason() {
     log.done(create(11, "old"));
     let with = |change: fn(&mut Description)| {
         let mut command = join(9, "south");
-        if let Command::Join { description, .. } = &mut command {
-            change(description);
+        if let Command::Join(join) = &mut command {
+            change(&mut join.description);
         }
         command
     };
     let mut wrong_secret = join(9, "south");
-    if let Command::Join { hash, .. } = &mut wrong_secret {
-        hash[0] ^= 1;
+    if let Command::Join(join) = &mut wrong_secret {
+        join.hash[0] ^= 1;
     }
     let mut other_key = join(1, "west");
-    if let Command::Join { issued: found, .. } = &mut other_key {
-        *found = issued(77, 1);
+    if let Command::Join(join) = &mut other_key {
+        join.issued = issued(77, 1);
     }
     let create_with = |ttl_ms| Command::CreateToken {
         id: token(50),
@@ -508,8 +508,8 @@ fn leaving_ends_everything_and_denies_the_keys() {
     assert_eq!(log.state.trust.as_ref().unwrap().revision, log.index);
     log.done(create(60, "west"));
     let mut same_key = join(60, "west");
-    if let Command::Join { issued: found, .. } = &mut same_key {
-        *found = issued(30, 1);
+    if let Command::Join(join) = &mut same_key {
+        join.issued = issued(30, 1);
     }
     assert_eq!(log.refused(same_key), Refusal::KeyDenied);
     log.done(replace(join(60, "west")));

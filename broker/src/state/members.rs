@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use tombolo_clusterset::{ClusterId, ClusterView, Lease};
-use tombolo_trust::{Fingerprint, TokenId};
+use tombolo_trust::Fingerprint;
 
 use super::tokens::millis;
 use super::{Entry, EntryKey, Refusal, State, Verdict};
 use crate::bounds::{CLOCK_SKEW_MAX, CLUSTERS_MAX, GATEWAYS_MAX, KEYS_MAX};
-use crate::command::{Description, Issued, Reply};
+use crate::command::{Description, Issued, Join, Reply};
 
 /// A key for which the root signed an intermediate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,38 +54,24 @@ pub enum Admission {
 }
 
 impl State {
-    /// Whether `cluster` may join now. The leader asks this before it signs or writes anything, the state machine when it
-    /// decides.
+    /// Whether a cluster may join now. A broker asks this before it writes anything, the state machine when it decides.
     ///
     /// # Errors
-    /// Everything that does not depend on the signature.
-    pub fn check_join(
-        &self,
-        token: TokenId,
-        hash: &[u8; 32],
-        cluster: &ClusterId,
-        description: &Description,
-        replace: bool,
-        key: Fingerprint,
-        now_ms: u64,
-    ) -> Result<Admission, Refusal> {
-        if self
-            .check_token(token, hash, cluster, key, now_ms)?
-            .used_by
-            .is_some()
-        {
-            let newest = self
-                .members
-                .get(cluster)
-                .filter(|m| m.keys.last().is_some_and(|last| last.key == key));
-            let member = newest.ok_or_else(|| Refusal::TokenUsed(token.to_string()))?;
+    /// Everything that is wrong with it.
+    pub fn check_join(&self, join: &Join, now_ms: u64) -> Result<Admission, Refusal> {
+        let (cluster, key) = (&join.cluster, join.issued.key);
+        let token = self.check_token(join.token, &join.hash, cluster, key, now_ms)?;
+        if token.used_by.is_some() {
+            let member = self.members.get(cluster);
+            let newest = member.filter(|member| member.keys.last().is_some_and(|last| last.key == key));
+            let member = newest.ok_or_else(|| Refusal::TokenUsed(join.token.to_string()))?;
             return Ok(Admission::Repeated {
                 certificate: member.intermediate.clone(),
             });
         }
-        check_description(cluster, description, now_ms)?;
+        check_description(cluster, &join.description, now_ms)?;
         match self.members.get(cluster) {
-            Some(_) if !replace => return Err(Refusal::DuplicateCluster(cluster.clone())),
+            Some(_) if !join.replace => return Err(Refusal::DuplicateCluster(cluster.clone())),
             None if self.members.len() >= CLUSTERS_MAX => return Err(Refusal::TooManyClusters),
             _ => {}
         }
@@ -104,33 +90,24 @@ impl State {
 }
 
 impl Entry<'_> {
-    pub(super) fn join(
-        &mut self,
-        token: TokenId,
-        hash: &[u8; 32],
-        cluster: &ClusterId,
-        description: Description,
-        replace: bool,
-        issued: Issued,
-    ) -> Verdict {
-        let admission = self.state.check_join(
+    pub(super) fn join(&mut self, join: Join) -> Verdict {
+        let admission = self.state.check_join(&join, self.state.clock_ms)?;
+        let Join {
             token,
-            hash,
             cluster,
-            &description,
-            replace,
-            issued.key,
-            self.state.clock_ms,
-        )?;
+            description,
+            issued,
+            ..
+        } = join;
         if let Admission::Repeated { certificate } = admission {
             return Ok(Reply::Issued { certificate });
         }
-        let replaced = self.state.members.remove(cluster);
+        let replaced = self.state.members.remove(&cluster);
         // One above the epoch of whoever it replaces: that one's stream is superseded at once.
         let publish_epoch = replaced
             .as_ref()
             .map_or(self.state.epoch_floor, |old| old.publish_epoch + 1);
-        self.deny(cluster, replaced.into_iter().flat_map(|old| old.keys));
+        self.deny(&cluster, replaced.into_iter().flat_map(|old| old.keys));
         if let Some(token) = self.state.tokens.get_mut(&token) {
             token.used_by = Some(issued.key);
         }

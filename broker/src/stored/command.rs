@@ -6,11 +6,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use tombolo_clusterset::{ClusterId, Drill, DrillId, Export, Label, Locality, Namespace, ServiceKey};
 use tombolo_trust::{Fingerprint, TokenId, TrustDomain};
-use tombolo_wire::v1;
 
 use super::messages::{self as stored, Body};
 use super::{Corrupt, FORMAT, array, required};
-use crate::command::{Batch, BrokerAddresses, Command, Description, Issued, RootRecord, RotationStep};
+use crate::command::{Batch, BrokerAddresses, Command, Description, Issued, Join, RootRecord, RotationStep};
 
 /// The bytes of a log entry.
 #[must_use]
@@ -89,20 +88,13 @@ fn store(command: &Command) -> stored::Command {
             ttl_ms: *ttl_ms,
         }),
         Command::RevokeToken { id } => Body::RevokeToken(Bytes::copy_from_slice(id.as_bytes())),
-        Command::Join {
-            token,
-            hash,
-            cluster,
-            description,
-            replace,
-            issued,
-        } => Body::Join(stored::Join {
-            token: Bytes::copy_from_slice(token.as_bytes()),
-            hash: Bytes::copy_from_slice(hash),
-            cluster: cluster.to_string(),
-            description: Some(description.into()),
-            replace: *replace,
-            issued: Some(issued.into()),
+        Command::Join(join) => Body::Join(stored::Join {
+            token: Bytes::copy_from_slice(join.token.as_bytes()),
+            hash: Bytes::copy_from_slice(&join.hash),
+            cluster: join.cluster.to_string(),
+            description: Some((&join.description).into()),
+            replace: join.replace,
+            issued: Some((&join.issued).into()),
         }),
         Command::Renew { cluster, issued } => Body::Renew(stored::Renew {
             cluster: cluster.to_string(),
@@ -210,14 +202,14 @@ fn load(command: stored::Command) -> Result<Command, Corrupt> {
             Body::RevokeToken(id) => Command::RevokeToken {
                 id: TokenId::from_bytes(array("id", &id)?),
             },
-            Body::Join(join) => Command::Join {
+            Body::Join(join) => Command::Join(Box::new(Join {
                 token: TokenId::from_bytes(array("token", &join.token)?),
                 hash: array("hash", &join.hash)?,
                 cluster: cluster_id(&join.cluster)?,
                 description: required("description", join.description)?.try_into()?,
                 replace: join.replace,
                 issued: required("issued", join.issued)?.try_into()?,
-            },
+            })),
             Body::Renew(renew) => Command::Renew {
                 cluster: cluster_id(&renew.cluster)?,
                 issued: required("issued", renew.issued)?.try_into()?,
@@ -467,7 +459,7 @@ impl TryFrom<stored::Description> for Description {
                 .map_err(|_| Corrupt::new("a gateway", format!("'{text}' is no IP:PORT")))
         };
         Ok(Self {
-            locality: Locality::try_from(&description.locality.unwrap_or_else(v1::Locality::default))?,
+            locality: Locality::try_from(&description.locality.unwrap_or_default())?,
             network: Label::parse(&description.network)?,
             gateways: description.gateways.iter().map(parse).collect::<Result<_, _>>()?,
             unix_ms: description.unix_ms,

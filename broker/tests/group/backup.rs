@@ -54,7 +54,7 @@ async fn a_restored_clusterset_is_a_new_incarnation() {
     assert!(summary.incarnation > 1);
     assert_eq!(summary.tokens_voided, 2);
     assert_eq!(summary.brokers_dropped, [1]);
-    assert_eq!(summary.members, [agent.cluster.clone()]);
+    assert_eq!(summary.members, std::slice::from_ref(&agent.cluster));
     assert!(
         restore(&file, &restored, &Seams::host())
             .await

@@ -12,7 +12,7 @@ use super::{
     Broker, agent, authority_status, broker_addresses, bundle, check_version, cluster_id, description,
     group_status, refused,
 };
-use crate::command::{Command, Reply};
+use crate::command::{Command, Join, Reply};
 use crate::state::{Admission, Refusal};
 
 /// Largest signing request: a P-256 one has about 250 bytes.
@@ -33,31 +33,19 @@ impl MembershipService {
 
     /// Whether a join may go on. A refusal is believed only after this broker has caught up: the token may be newer than
     /// what it has applied.
-    async fn admit(&self, command: &Command) -> Result<Admission, Status> {
-        let Err(_) = self.check(command) else {
-            return self.check(command).map_err(refusal);
-        };
+    async fn admit(&self, join: &Join) -> Result<Admission, Status> {
+        if let Ok(admission) = self.check(join) {
+            return Ok(admission);
+        }
         self.broker.group.catch_up().await.map_err(group_status)?;
-        self.check(command).map_err(refusal)
+        self.check(join)
+            .map_err(|refusal| refused(refusal.class(), refusal.to_string()))
     }
 
-    fn check(&self, command: &Command) -> Result<Admission, Refusal> {
-        let Command::Join {
-            token,
-            hash,
-            cluster,
-            description,
-            replace,
-            issued,
-        } = command
-        else {
-            return Ok(Admission::Fresh);
-        };
+    fn check(&self, join: &Join) -> Result<Admission, Refusal> {
         let wall = self.broker.unix_ms();
-        self.broker.read(|state| {
-            let now = state.clock_ms.max(wall);
-            state.check_join(*token, hash, cluster, description, *replace, issued.key, now)
-        })
+        self.broker
+            .read(|state| state.check_join(join, state.clock_ms.max(wall)))
     }
 }
 
@@ -84,18 +72,19 @@ impl Membership for MembershipService {
             .sign_intermediate(&trust, &cluster, &request.csr)
             .map_err(authority_status)?;
         let hash = *SecretHash::of(&token, &request.token_secret).as_bytes();
-        let command = Command::Join {
+        let replace = request.replace;
+        let join = Join {
             token,
             hash,
             cluster: cluster.clone(),
             description,
-            replace: request.replace,
+            replace,
             issued,
         };
         // Nobody without a valid token writes to the log.
-        self.admit(&command).await?;
-        let intermediate = certificate(self.broker.decide(command).await?.0)?;
-        tracing::info!(%cluster, %token, replace = request.replace, "cluster joined");
+        self.admit(&join).await?;
+        let intermediate = certificate(self.broker.decide(Command::Join(Box::new(join))).await?.0)?;
+        tracing::info!(%cluster, %token, replace, "cluster joined");
         let trust = bundle(&self.broker.trust()?);
         let (brokers, incarnation) = self
             .broker
@@ -159,8 +148,4 @@ fn certificate(reply: Reply) -> Result<Bytes, Status> {
             "the leader answered {other:?} to a signing request; upgrade the older broker"
         ))),
     }
-}
-
-fn refusal(refusal: Refusal) -> Status {
-    refused(refusal.class(), refusal.to_string())
 }

@@ -35,7 +35,7 @@ enum Said {
         sequence: Option<u64>,
         /// Set for an export, which may be refused alone.
         key: Option<v1::ServiceKey>,
-        command: Command,
+        command: Box<Command>,
     },
     /// Answered already.
     Answer(Body),
@@ -238,7 +238,7 @@ impl Stream {
                     if let Some(named) = &mut self.full_state {
                         named.remove(&key);
                     }
-                    let command = Command::Delete { cluster, epoch, key };
+                    let command = Box::new(Command::Delete { cluster, epoch, key });
                     Said::Proposal {
                         sequence: Some(delete.sequence),
                         key: None,
@@ -251,7 +251,7 @@ impl Stream {
                 let keys = self.full_state.take().ok_or_else(|| {
                     Status::invalid_argument("`init_done` without `init`: begin the full state with `init`")
                 })?;
-                let command = Command::Retain { cluster, epoch, keys };
+                let command = Box::new(Command::Retain { cluster, epoch, keys });
                 Said::Proposal {
                     sequence: Some(done.sequence),
                     key: None,
@@ -263,12 +263,12 @@ impl Stream {
                 Said::Alive
             }
             Ask::TrustAck(ack) => {
-                let command = Command::TrustAck {
+                let command = Box::new(Command::TrustAck {
                     cluster,
                     epoch,
                     revision: ack.revision,
                     lagging: ack.lagging,
-                };
+                });
                 Said::Proposal {
                     sequence: None,
                     key: None,
@@ -298,10 +298,10 @@ impl Stream {
             };
             return self.reject(upsert.sequence, key, refusal.to_string());
         }
-        let command = Command::Upsert {
+        let command = Box::new(Command::Upsert {
             epoch: self.epoch,
             export: Box::new(export),
-        };
+        });
         Said::Proposal {
             sequence: Some(upsert.sequence),
             key,
@@ -329,7 +329,7 @@ impl Stream {
         let commands: Vec<_> = said
             .iter()
             .filter_map(|said| match said {
-                Said::Proposal { command, .. } => Some(command.clone()),
+                Said::Proposal { command, .. } => Some(command.as_ref().clone()),
                 Said::Answer(_) | Said::Alive | Said::Noted => None,
             })
             .collect();

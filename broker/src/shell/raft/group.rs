@@ -134,7 +134,7 @@ impl Group {
     #[must_use]
     pub fn is_fresh(&self, now: Instant) -> bool {
         let metrics = self.metrics();
-        if !leader_of(&metrics).is_some_and(|(id, _)| id == self.id) {
+        if leader_of(&metrics).is_none_or(|(id, _)| id != self.id) {
             return self
                 .heard
                 .lock()
