@@ -1,7 +1,7 @@
 //! Serves the link table on `gateway.sock` to the agent, DNS and the sidecars of this cluster.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::stream::Stream;
 use tokio::sync::watch;
@@ -21,7 +21,8 @@ const STREAMS_PER_CONNECTION: u32 = 16;
 
 /// The `Gateway` service of `local.proto`.
 pub(super) struct LinksServer {
-    links: watch::Receiver<Arc<LinkView>>,
+    /// Weak: a reader's connection may outlive the gateway by a moment, and must not keep its tunnels alive.
+    links: Weak<watch::Sender<Arc<LinkView>>>,
 }
 
 #[tonic::async_trait]
@@ -32,8 +33,12 @@ impl Gateway for LinksServer {
         &self,
         _: Request<v1::WatchLinksRequest>,
     ) -> Result<Response<Self::WatchLinksStream>, Status> {
+        let links = self
+            .links
+            .upgrade()
+            .ok_or_else(|| Status::unavailable("the gateway has ended"))?;
         // A reader that is slow skips tables and always gets the newest one: nothing is queued for it.
-        let updates = WatchStream::new(self.links.clone());
+        let updates = WatchStream::new(links.subscribe());
         let update = |view: Arc<LinkView>| {
             Ok(v1::LinksUpdate {
                 links: view.reports.values().map(v1::Link::from).collect(),
@@ -46,7 +51,7 @@ impl Gateway for LinksServer {
 /// Serves until the process ends: also through a drain, for which the readers want to know the links.
 pub(super) async fn serve(
     socket: Socket,
-    links: watch::Receiver<Arc<LinkView>>,
+    links: Arc<watch::Sender<Arc<LinkView>>>,
     shutdown: Shutdown,
 ) -> TaskResult {
     let socket = Arc::new(socket);
@@ -56,8 +61,12 @@ pub(super) async fn serve(
     });
     tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_service(GatewayServer::new(LinksServer { links }))
+        .add_service(GatewayServer::new(LinksServer {
+            links: Arc::downgrade(&links),
+        }))
         .serve_with_incoming_shutdown(connections, async move { shutdown.deadline_passed().await })
         .await?;
+    // Held until here: while the server runs, its readers see the last table.
+    drop(links);
     Ok(())
 }

@@ -52,7 +52,8 @@ pub(super) struct Peers {
     pub(super) dial_limit: Duration,
     pub(super) links: Links,
     pub(super) inbound: mpsc::Receiver<Tunnel>,
-    pub(super) view: watch::Sender<Arc<LinkView>>,
+    /// Shared with the server of the links, which goes on through a drain.
+    pub(super) view: Arc<watch::Sender<Arc<LinkView>>>,
 }
 
 struct Running {

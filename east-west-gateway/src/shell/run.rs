@@ -206,6 +206,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
     has_identity.mark_ready();
 
     let (view, links) = watch::channel(Arc::new(LinkView::default()));
+    let view = Arc::new(view);
     let profile = LinkProfile::from(profile);
     let context = Arc::new(Context::new(
         site.clone(),
@@ -213,7 +214,7 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         shutdown.clone(),
         identity.id(),
         snapshots,
-        links.clone(),
+        links,
         metrics,
     ));
     let board = Board::default();
@@ -245,12 +246,12 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
         dial_limit: profile.down_after * 2,
         links: Links::new(site.cluster.clone(), outbound_only, profile),
         inbound: inbound_tunnels,
-        view,
+        view: Arc::clone(&view),
     };
     supervisor.essential("links", peers.run());
     supervisor.companion(
         "links server",
-        links_server::serve(links_socket, links, shutdown.clone()),
+        links_server::serve(links_socket, view, shutdown.clone()),
     );
     supervisor.essential("health", health::keep(Arc::clone(&context)));
     let snapshot_seen = Arc::clone(&context);

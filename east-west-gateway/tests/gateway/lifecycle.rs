@@ -82,11 +82,11 @@ async fn a_peer_that_restarts_is_found_again() {
     let backend = world.backend("kind", 0);
     let world = world.with(Service::tcp("k", 0).at("kind", [backend]));
     backend::tcp(backend, "kind").await;
-    let mut sites = world.start_all(Transport::Auto).await;
+    let mut sites = world.start_all(Transport::Quic).await;
     assert_eq!(ask(world.vip("aks", 0), "1").await.unwrap(), "kind:1");
     sites.pop().unwrap().end().await;
     sites[0].wait_state("kind", LinkState::Down).await;
-    let _kind = world.start("kind", Transport::Auto).await;
+    let _kind = world.start("kind", Transport::Quic).await;
     sites[0].wait_state("kind", LinkState::Up).await;
     assert_eq!(ask(world.vip("aks", 0), "2").await.unwrap(), "kind:2");
 }
