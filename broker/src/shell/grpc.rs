@@ -160,9 +160,29 @@ fn caller<T>(request: &Request<T>) -> Option<SpiffeId> {
         .and_then(|caller| caller.id.clone())
 }
 
+/// Whether the caller's intermediate still counts: verifiers learn of a denial a moment later, and never ask again on a
+/// connection that is up.
+fn check_signer<T>(broker: &Broker, request: &Request<T>) -> Result<(), Status> {
+    let signer = request
+        .extensions()
+        .get::<Caller>()
+        .and_then(|caller| caller.signer);
+    let is_denied = broker.read(|state| {
+        let denied = state.trust.iter().flat_map(|trust| &trust.denied);
+        denied.into_iter().any(|denied| Some(denied.key) == signer)
+    });
+    if is_denied {
+        return Err(Status::permission_denied(
+            "the intermediate of this certificate is denied: its cluster left, was evicted or was replaced; join with a new token",
+        ));
+    }
+    Ok(())
+}
+
 /// The cluster whose agent calls.
-fn agent<T>(request: &Request<T>) -> Result<ClusterId, Status> {
+fn agent<T>(broker: &Broker, request: &Request<T>) -> Result<ClusterId, Status> {
     let id = caller(request).ok_or_else(unauthenticated)?;
+    check_signer(broker, request)?;
     match id.subject() {
         Subject::Role {
             cluster,

@@ -14,7 +14,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tombolo_daemon::Shutdown;
 use tombolo_daemon::seam::net::{ACCEPT_PAUSE, Listener, Stream};
-use tombolo_trust::{CertificateDer, SpiffeId, peer_identity};
+use tombolo_trust::{Fingerprint, SpiffeId, cert, peer_identity};
 use tonic::transport::server::Connected;
 
 use super::metrics::Metrics;
@@ -28,8 +28,8 @@ const ACCEPTED_AHEAD: usize = 64;
 pub struct Caller {
     /// None for a peer that presented no certificate.
     pub id: Option<SpiffeId>,
-    /// Its chain, to be asked again when keys are denied.
-    pub chain: Arc<[CertificateDer<'static>]>,
+    /// The key that signed its leaf: denied keys are refused on connections that are up already, too.
+    pub signer: Option<Fingerprint>,
 }
 
 /// An authenticated connection.
@@ -114,14 +114,19 @@ async fn handshake(tls: TlsAcceptor, stream: Stream, permit: OwnedSemaphorePermi
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream))
         .await
         .map_err(|_| late())??;
-    let chain: Arc<[_]> = stream.get_ref().1.peer_certificates().unwrap_or_default().into();
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let id = match chain.is_empty() {
         true => None,
-        false => Some(peer_identity(&chain).map_err(io::Error::other)?),
+        false => Some(peer_identity(chain).map_err(io::Error::other)?),
     };
+    let signer = chain
+        .get(1)
+        .map(cert::fingerprint)
+        .transpose()
+        .map_err(io::Error::other)?;
     Ok(Connection {
         stream,
-        caller: Caller { id, chain },
+        caller: Caller { id, signer },
         _permit: permit,
     })
 }

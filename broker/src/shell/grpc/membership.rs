@@ -98,7 +98,7 @@ impl Membership for MembershipService {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
-        let cluster = agent(&request)?;
+        let cluster = agent(&self.broker, &request)?;
         let request = request.into_inner();
         check_version(request.protocol_version)?;
         check_csr(&request.csr)?;
@@ -119,7 +119,7 @@ impl Membership for MembershipService {
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveReply>, Status> {
-        let cluster = agent(&request)?;
+        let cluster = agent(&self.broker, &request)?;
         let (_, log_index) = self
             .broker
             .decide(Command::Leave {

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::publish::publish;
 use super::watch::{Watcher, watch};
-use super::{Broker, agent, caller, check_version, denied, unauthenticated};
+use super::{Broker, agent, caller, check_signer, check_version, denied, unauthenticated};
 use crate::command::Command;
 
 /// The service.
@@ -38,12 +38,13 @@ impl Sync for SyncService {
         &self,
         request: Request<Streaming<v1::PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
-        let cluster = agent(&request)?;
+        let cluster = agent(&self.broker, &request)?;
         publish(Arc::clone(&self.broker), cluster, request.into_inner()).map(Response::new)
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let id = caller(&request).ok_or_else(unauthenticated)?;
+        check_signer(&self.broker, &request)?;
         let watcher = match id.subject() {
             Subject::Role { cluster, .. } => Watcher::Member(cluster.clone()),
             Subject::Operator(_) => Watcher::Operator,
@@ -63,7 +64,7 @@ impl Sync for SyncService {
         &self,
         request: Request<v1::DrillReport>,
     ) -> Result<Response<v1::ReportDrillReply>, Status> {
-        let cluster = agent(&request)?;
+        let cluster = agent(&self.broker, &request)?;
         let report = request.into_inner();
         let command = Command::ReportDrill {
             cluster,
