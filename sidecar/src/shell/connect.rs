@@ -179,7 +179,8 @@ impl Connector {
                 Some((number, result)) = pending.next() => {
                     let attempt = &attempts[number];
                     self.metrics.attempt(attempt, result.is_ok());
-                    if let Attempt::Endpoint { address, .. } = attempt {
+                    // Over UDP every connect succeeds; its flow reports what it hears.
+                    if let (Attempt::Endpoint { address, .. }, Protocol::Tcp) = (attempt, protocol) {
                         self.view.report(target, protocol, *address, result.is_ok());
                     }
                     match result {

@@ -1,7 +1,7 @@
 //! UDP imports. A flow is (client address, service port): it keeps its backend until that one is lost or doubted, or the flow
 //! idles out (DESIGN §7). The client's next datagram then begins a new one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tombolo_tunnel::{Tunnel, UdpFlow};
 use super::connect::AttemptFailed;
 use super::outbound::Outbound;
 use crate::metrics::Outcome;
-use crate::plan::Attempt;
+use crate::plan::{Attempt, LOCAL_ATTEMPTS_MAX};
 use crate::signals::turned_doubtful;
 
 /// UDP flows at once, over all listeners; a socket each where the backend is local.
@@ -131,32 +131,51 @@ struct UdpClient {
 }
 
 impl UdpClient {
-    async fn run(&self, waiting: mpsc::Receiver<Bytes>) {
+    async fn run(&self, mut waiting: mpsc::Receiver<Bytes>) {
         let connector = &self.outbound.connector;
-        let connect = |attempt| self.attempt(attempt);
-        let (attempt, backend) = match connector
-            .connect(&self.target, Protocol::Udp, self.client, connect)
-            .await
-        {
-            Ok(connected) => connected,
-            Err(error) => return tracing::debug!(client = %self.client, %error, "UDP flow has no backend"),
-        };
-        tokio::select! {
-            // A datagram has no end to wait for: the drain ends its flow.
-            () = self.outbound.shutdown.drain() => {}
-            () = self.doubted(&attempt) => tracing::debug!(client = %self.client, ?attempt, "UDP flow moves on"),
-            carried = self.carry(backend, waiting) => if let Err(error) = carried {
-                // An ICMP "port unreachable" is the only refusal that UDP has.
-                if let Attempt::Endpoint { address, .. } = &attempt {
-                    connector.view.report(&self.target, Protocol::Udp, *address, false);
+        // Endpoints that refused a datagram of this flow. Nothing of it has reached them, so the next one gets the flow.
+        let mut refused = BTreeSet::new();
+        while refused.len() <= LOCAL_ATTEMPTS_MAX {
+            let connect = |attempt| self.attempt(attempt, &refused);
+            let connected = connector
+                .connect(&self.target, Protocol::Udp, self.client, connect)
+                .await;
+            let (attempt, backend) = match connected {
+                Ok(connected) => connected,
+                Err(error) => {
+                    return tracing::debug!(client = %self.client, %error, "UDP flow has no backend");
                 }
-                tracing::debug!(client = %self.client, ?attempt, %error, "UDP flow ended by its backend");
-            },
+            };
+            let ended = tokio::select! {
+                // A datagram has no end to wait for: the drain ends its flow.
+                () = self.outbound.shutdown.drain() => return,
+                () = self.doubted(&attempt) => {
+                    return tracing::debug!(client = %self.client, ?attempt, "UDP flow moves on");
+                }
+                ended = self.carry(&attempt, backend, &mut waiting) => ended,
+            };
+            let Err(error) = ended else { return };
+            tracing::debug!(client = %self.client, ?attempt, %error, "UDP flow ended by its backend");
+            match attempt {
+                // An ICMP "port unreachable" is the only refusal that UDP has.
+                Attempt::Endpoint { address, .. } if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    connector.view.report(&self.target, Protocol::Udp, address, false);
+                    refused.insert(address);
+                }
+                _ => return,
+            }
         }
     }
 
-    async fn attempt(&self, attempt: Attempt) -> Result<Backend, AttemptFailed> {
+    async fn attempt(
+        &self,
+        attempt: Attempt,
+        refused: &BTreeSet<SocketAddr>,
+    ) -> Result<Backend, AttemptFailed> {
         match attempt {
+            Attempt::Endpoint { address, .. } if refused.contains(&address) => Err(AttemptFailed::new(
+                format!("{address} refused a datagram of this flow"),
+            )),
             // DTLS is spoken by no sidecar: a backend that takes mTLS only takes no plain datagrams either.
             Attempt::Endpoint { mtls: true, .. } => Err(AttemptFailed::new(
                 "the service demands mTLS, which UDP endpoints do not have",
@@ -209,7 +228,13 @@ impl UdpClient {
     }
 
     /// Both ways, until idle or ended.
-    async fn carry(&self, mut backend: Backend, mut waiting: mpsc::Receiver<Bytes>) -> io::Result<()> {
+    async fn carry(
+        &self,
+        attempt: &Attempt,
+        mut backend: Backend,
+        waiting: &mut mpsc::Receiver<Bytes>,
+    ) -> io::Result<()> {
+        let mut answered = false;
         let clock = &self.outbound.connector.seams.clock;
         let mut idle: Instant = clock.now() + IDLE;
         loop {
@@ -221,6 +246,10 @@ impl UdpClient {
                 },
                 reply = backend.recv() => match reply? {
                     Some(payload) => {
+                        if let (Attempt::Endpoint { address, .. }, false) = (attempt, answered) {
+                            self.outbound.connector.view.report(&self.target, Protocol::Udp, *address, true);
+                        }
+                        answered = true;
                         self.socket.send_to(&payload, self.client).await?;
                     }
                     None => return Ok(()),

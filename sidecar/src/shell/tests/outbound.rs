@@ -264,7 +264,7 @@ async fn an_endpoint_with_a_sidecar_is_reached_over_mtls_and_never_plain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn udp_flows_keep_their_backend_and_move_when_it_is_lost() {
+async fn udp_flows_keep_their_backend_and_move_when_it_refuses() {
     let world = World::new();
     let mut site = Site::start(&world);
     let gke = Remote::start(&world, "gke", None).await;
@@ -290,6 +290,8 @@ async fn udp_flows_keep_their_backend_and_move_when_it_is_lost() {
         (1, b"hello".to_vec(), b"home:hello".to_vec()),
         (2, b"hello".to_vec(), b"gke:hello".to_vec()),
         (2, large.clone(), [b"gke:".to_vec(), large].concat()),
+        // The local endpoint refuses the first datagram.
+        (3, b"hello".to_vec(), b"gke:hello".to_vec()),
     ] {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.connect(site.listener(last)).await.unwrap();
