@@ -1,6 +1,6 @@
 //! What the agents and gateways of this machine know, asked over their Unix sockets. Answers also with every broker down.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ pub(crate) async fn observe(name: &str, folder: &Path) -> Result<Observed> {
     })
 }
 
-async fn snapshot(socket: &PathBuf, cluster: ClusterId) -> Result<Snapshot> {
+async fn snapshot(socket: &Path, cluster: ClusterId) -> Result<Snapshot> {
     let mut client = AgentClient::new(connect_uds(socket)).max_decoding_message_size(MAX_MESSAGE);
     let request = v1::WatchSnapshotRequest {
         protocol_version: PROTOCOL_VERSION,
@@ -117,7 +117,7 @@ async fn snapshot(socket: &PathBuf, cluster: ClusterId) -> Result<Snapshot> {
     Err(anyhow!("the snapshot stream ended early"))
 }
 
-async fn inspect(socket: &PathBuf) -> Result<v1::InspectReply> {
+async fn inspect(socket: &Path) -> Result<v1::InspectReply> {
     let mut client = AgentClient::new(connect_uds(socket)).max_decoding_message_size(MAX_MESSAGE);
     Ok(client.inspect(v1::InspectRequest {}).await?.into_inner())
 }

@@ -72,7 +72,10 @@ pub(super) async fn through(
         kill(target, operators, drill, began),
         report(operators, drill, began),
         async { anyhow::Ok(watch.await) },
-        async { anyhow::Ok(progress(drill, began).await) },
+        async {
+            progress(drill, began).await;
+            anyhow::Ok(())
+        },
     )?;
     Ok(Lived { report, killed, dns })
 }

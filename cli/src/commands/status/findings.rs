@@ -107,7 +107,11 @@ pub(super) fn of(
         .iter()
         .filter(|process| process.pid == 0)
     {
-        let about = format!("{} of {}", process.role, process.cluster);
+        let about = match process.role.as_str() {
+            // Its name says it already.
+            "broker" => process.cluster.clone(),
+            role => format!("{role} of {}", process.cluster),
+        };
         findings.push(Finding::warning(
             about,
             "is down",
