@@ -27,10 +27,10 @@ pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 pub const GATEWAYS_MAX: usize = 16;
 /// Brokers of one group: five voters, and two more while some are replaced.
 pub const BROKERS_MAX: usize = 7;
-/// Drills that are remembered with their reports.
-pub const DRILLS_KEPT: usize = 16;
-/// Largest drill report, encoded, bytes: 16 of them stay in every snapshot.
-pub const DRILL_REPORT_MAX_BYTES: usize = 256 * 1024;
+/// Drills that are remembered with their reports: the last ones, for whoever asks again; all of them stay in every snapshot.
+pub const DRILLS_KEPT: usize = 4;
+/// Largest drill report, encoded, bytes: 20,000 samples of at most 90 bytes each, which is what a gateway sends in one drill.
+pub const DRILL_REPORT_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Requests per second of a drill (`Drill::rate_per_second`).
 pub const DRILL_RATE_MAX: u32 = 1_000;
 /// Keys of one member that are remembered until they expire: a renewal a fortnight needs three; a member that

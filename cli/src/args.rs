@@ -20,7 +20,13 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Target {
     /// Data directory of a clusterset that `tombolo up` runs on this machine
-    #[arg(long, global = true, env = "TOMBOLO_DATA_DIR", default_value = ".tombolo", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "TOMBOLO_DATA_DIR",
+        default_value = ".tombolo",
+        value_name = "DIR"
+    )]
     pub(crate) data_dir: PathBuf,
     /// A broker's API address (together with --identity); default: found through --data-dir
     #[arg(long, global = true, env = "TOMBOLO_BROKER", value_name = "IP:PORT")]
@@ -352,16 +358,23 @@ pub(crate) enum Ca {
 fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' is no duration; use for example 500ms, 10s, 5m, 1h"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no duration; use for example 500ms, 10s, 5m, 1h"))?;
     let ms = match unit {
         "ms" => Some(number),
         "s" => number.checked_mul(1_000),
         "m" => number.checked_mul(60_000),
         "h" => number.checked_mul(3_600_000),
         "d" => number.checked_mul(86_400_000),
-        _ => return Err(format!("'{text}' has no unit that is known; use ms, s, m, h or d, for example 10s")),
+        _ => {
+            return Err(format!(
+                "'{text}' has no unit that is known; use ms, s, m, h or d, for example 10s"
+            ));
+        }
     };
-    ms.map(std::time::Duration::from_millis).ok_or_else(|| format!("'{text}' is too long"))
+    ms.map(std::time::Duration::from_millis)
+        .ok_or_else(|| format!("'{text}' is too long"))
 }
 
 #[cfg(test)]

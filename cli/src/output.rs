@@ -50,11 +50,19 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Ite
         table.add_row(row.map(Cell::new));
     }
     let text = table.to_string();
-    text.lines().map(|line| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end())).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Prints `value` as JSON or what `table` makes of it.
-pub(crate) fn print<T: Serialize>(format: Format, kind: &'static str, value: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+pub(crate) fn print<T: Serialize>(
+    format: Format,
+    kind: &'static str,
+    value: &T,
+    table: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
     match format {
         Format::Json => print_line(&json(kind, value)?),
         Format::Table => print_line(&table(value)),
@@ -86,7 +94,11 @@ pub(crate) fn print_line(text: &str) -> anyhow::Result<()> {
 /// Prints an error with its causes to standard error.
 pub(crate) fn complain(error: &anyhow::Error) {
     let painted = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let style = if painted { AnsiColor::Red.on_default().bold() } else { Style::new() };
+    let style = if painted {
+        AnsiColor::Red.on_default().bold()
+    } else {
+        Style::new()
+    };
     eprintln!("{style}error:{style:#} {error}");
     let mut told = error.to_string();
     for cause in error.chain().skip(1) {
@@ -100,9 +112,15 @@ pub(crate) fn complain(error: &anyhow::Error) {
 
 /// A point in time, relative to now: `in 59m`, `3s ago`.
 pub(crate) fn when(unix_ms: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    if unix_ms >= now { format!("in {}", span(unix_ms - now)) } else { format!("{} ago", span(now - unix_ms)) }
+    if unix_ms >= now {
+        format!("in {}", span(unix_ms - now))
+    } else {
+        format!("{} ago", span(now - unix_ms))
+    }
 }
 
 /// A length of time with its largest unit.

@@ -73,7 +73,12 @@ pub(crate) async fn run(cluster: String, manifests: PathBuf, shutdown: Shutdown)
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     for listen in listens(&manifests)? {
         let words: Arc<str> = format!("{} from {cluster} at {}", listen.service, listen.address).into();
-        let taken = || format!("the sample backend {} cannot listen on {}", listen.service, listen.address);
+        let taken = || {
+            format!(
+                "the sample backend {} cannot listen on {}",
+                listen.service, listen.address
+            )
+        };
         if listen.udp {
             let socket = UdpSocket::bind(listen.address).await.with_context(taken)?;
             tasks.spawn(echo(socket, words));
@@ -94,14 +99,22 @@ pub(crate) async fn run(cluster: String, manifests: PathBuf, shutdown: Shutdown)
 /// What the manifests ask for. A document that does not parse is the agent's to report; here it is passed over.
 fn listens(manifests: &std::path::Path) -> Result<BTreeSet<Listen>> {
     let mut listens = BTreeSet::new();
-    let folder = std::fs::read_dir(manifests).with_context(|| format!("cannot read {}", manifests.display()))?;
+    let folder =
+        std::fs::read_dir(manifests).with_context(|| format!("cannot read {}", manifests.display()))?;
     for entry in folder {
         let path = entry?.path();
-        if !path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+        if !path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+        {
             continue;
         }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for document in text.split("\n---").filter(|document| document.contains("EndpointSlice")) {
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        for document in text
+            .split("\n---")
+            .filter(|document| document.contains("EndpointSlice"))
+        {
             match serde_saphyr::from_str::<Slice>(document) {
                 Ok(slice) => listens.extend(slice_listens(&slice)),
                 Err(error) => tracing::warn!(file = %path.display(), %error, "passing over a document"),
@@ -115,19 +128,32 @@ fn slice_listens(slice: &Slice) -> Vec<Listen> {
     if slice.kind.as_deref() != Some("EndpointSlice") {
         return Vec::new();
     }
-    let label = slice.metadata.as_ref().and_then(|metadata| metadata.labels.get("kubernetes.io/service-name"));
+    let label = slice
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.labels.get("kubernetes.io/service-name"));
     let service = label.cloned().unwrap_or_default();
     let addresses = || slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
     let of_port = |port: &Port| {
-        let (udp, number, service) = (port.protocol.as_deref() == Some("UDP"), port.port, service.clone());
-        addresses().map(move |ip| Listen { service: service.clone(), udp, address: SocketAddr::new(*ip, number) })
+        let (udp, number, service) = (
+            port.protocol.as_deref() == Some("UDP"),
+            port.port,
+            service.clone(),
+        );
+        addresses().map(move |ip| Listen {
+            service: service.clone(),
+            udp,
+            address: SocketAddr::new(*ip, number),
+        })
     };
     slice.ports.iter().flat_map(of_port).collect()
 }
 
 async fn serve(listener: TcpListener, words: Arc<str>, connections: Arc<Semaphore>) {
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -143,7 +169,9 @@ async fn serve(listener: TcpListener, words: Arc<str>, connections: Arc<Semaphor
                 std::future::ready(Ok::<_, Infallible>(Response::new(body)))
             });
             let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT);
             if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
                 tracing::debug!(%error, "a sample connection failed");
             }
@@ -180,7 +208,11 @@ mod tests {
     fn listens_on_every_endpoint_and_port() {
         let folder = tempfile::tempdir().expect("folder");
         let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: a-1\n  labels:\n    kubernetes.io/service-name: a\naddressType: IPv4\nports:\n  - name: x\n    port: 8080\n  - name: y\n    protocol: UDP\n    port: 8125\nendpoints:\n  - addresses: [127.0.0.2]\n  - addresses: [127.0.0.3]\n";
-        std::fs::write(folder.path().join("a.yaml"), format!("kind: Service\n---\n{slice}---\nkind: [\n")).expect("write");
+        std::fs::write(
+            folder.path().join("a.yaml"),
+            format!("kind: Service\n---\n{slice}---\nkind: [\n"),
+        )
+        .expect("write");
         let found: Vec<String> = listens(folder.path())
             .expect("readable")
             .into_iter()
@@ -188,7 +220,12 @@ mod tests {
             .collect();
         assert_eq!(
             found,
-            ["a false 127.0.0.2:8080", "a false 127.0.0.3:8080", "a true 127.0.0.2:8125", "a true 127.0.0.3:8125"]
+            [
+                "a false 127.0.0.2:8080",
+                "a false 127.0.0.3:8080",
+                "a true 127.0.0.2:8125",
+                "a true 127.0.0.3:8125"
+            ]
         );
     }
 }

@@ -53,20 +53,43 @@ impl Site {
 
     /// The same, with the data directory of the caller's choice.
     pub(crate) fn load_with_data_dir(file: &Path, data_dir: Option<PathBuf>) -> Result<Self> {
-        let ClusterToml { cluster, region, zone, network, data_dir: own_dir, mut agent, gateway, dns, sidecar } =
-            tombolo_daemon::config::load(file)?;
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = folder.canonicalize().with_context(|| format!("cannot find the folder of {}", file.display()))?;
+        let ClusterToml {
+            cluster,
+            region,
+            zone,
+            network,
+            data_dir: own_dir,
+            mut agent,
+            gateway,
+            dns,
+            sidecar,
+        } = tombolo_daemon::config::load(file)?;
+        let folder = file
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let folder = folder
+            .canonicalize()
+            .with_context(|| format!("cannot find the folder of {}", file.display()))?;
         agent.manifests = folder.join(&agent.manifests);
         let network = match network {
             Some(network) => network,
             None => Label::parse(cluster.as_str())?,
         };
         let data_dir = data_dir.unwrap_or_else(|| folder.join(own_dir.unwrap_or_else(|| "data".into())));
-        let locality = Locality { region, zone, node: String::new() };
+        let locality = Locality {
+            region,
+            zone,
+            node: String::new(),
+        };
         Ok(Self {
             file: folder.join(file.file_name().unwrap_or_default()),
-            site: ClusterSite { cluster, locality, network, data_dir },
+            site: ClusterSite {
+                cluster,
+                locality,
+                network,
+                data_dir,
+            },
             agent,
             gateway,
             dns,
@@ -90,19 +113,31 @@ impl Site {
         })?;
         let mut files = Vec::new();
         for entry in entries {
-            let file = entry.with_context(|| format!("cannot list {}", folder.display()))?.path().join("cluster.toml");
+            let file = entry
+                .with_context(|| format!("cannot list {}", folder.display()))?
+                .path()
+                .join("cluster.toml");
             if file.is_file() {
                 files.push(file);
             }
         }
         files.sort();
-        anyhow::ensure!(!files.is_empty(), "no */cluster.toml in {}; each cluster is a sub-folder with one", folder.display());
+        anyhow::ensure!(
+            !files.is_empty(),
+            "no */cluster.toml in {}; each cluster is a sub-folder with one",
+            folder.display()
+        );
         let mut sites: Vec<Self> = Vec::new();
         for file in files {
             let mut site = Self::load_with_data_dir(&file, Some(PathBuf::new()))?;
             site.site.data_dir = data_root.join(site.site.cluster.as_str());
             if let Some(twin) = sites.iter().find(|other| other.site.cluster == site.site.cluster) {
-                anyhow::bail!("cluster '{}' is named by both {} and {}; ids are unique", site.site.cluster, twin.file.display(), site.file.display());
+                anyhow::bail!(
+                    "cluster '{}' is named by both {} and {}; ids are unique",
+                    site.site.cluster,
+                    twin.file.display(),
+                    site.file.display()
+                );
             }
             sites.push(site);
         }

@@ -5,9 +5,8 @@ use std::time::Duration;
 use tombolo_clusterset::endpoint::Protocol;
 use tombolo_clusterset::{Drill, Import, ServicePort};
 
-/// Most requests of one drill: each leaves a sample of at most 90 bytes, and a report must stay below the 4 MiB that a gRPC
-/// server takes in one message.
-pub const SAMPLES_MAX: u32 = 40_000;
+/// Most requests of one drill: each leaves a sample of at most 90 bytes, and the brokers take a report of 2 MiB.
+pub const SAMPLES_MAX: u32 = 20_000;
 
 /// A request that has no answer by then has failed: longer than detection takes in either profile, so that a flow which is
 /// moved to another cluster has the time to be.

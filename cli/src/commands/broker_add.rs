@@ -27,9 +27,21 @@ pub(crate) struct Request {
 }
 
 /// `broker.toml` of a broker whose data lies in `data` beside it.
-pub(crate) fn config_text(id: u64, api: SocketAddr, peer: SocketAddr, admin: SocketAddr, bootstrap: bool) -> String {
-    let first = if bootstrap { "bootstrap = true        # creates the clusterset when data_dir is empty\nclusterset = \"demo\"\n" } else { "" };
-    format!("id = {id}\n{first}api = \"{api}\"\npeer = \"{peer}\"\nadmin = \"{admin}\"\ndata_dir = \"data\"\nprofile = \"lan\"\n")
+pub(crate) fn config_text(
+    id: u64,
+    api: SocketAddr,
+    peer: SocketAddr,
+    admin: SocketAddr,
+    bootstrap: bool,
+) -> String {
+    let first = if bootstrap {
+        "bootstrap = true        # creates the clusterset when data_dir is empty\nclusterset = \"demo\"\n"
+    } else {
+        ""
+    };
+    format!(
+        "id = {id}\n{first}api = \"{api}\"\npeer = \"{peer}\"\nadmin = \"{admin}\"\ndata_dir = \"data\"\nprofile = \"lan\"\n"
+    )
 }
 
 /// The command.
@@ -44,24 +56,54 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let operators = Operators::find(target)?;
     let kek = kek.unwrap_or_else(|| Layout::new(&target.data_dir).kek());
-    add(&operators, &Request { id, api, peer, admin, kek, out: out.clone() }).await?;
-    print_line(&format!("broker {id} is admitted; start it: tombolo broker --config {}", out.join("broker.toml").display()))
+    add(
+        &operators,
+        &Request {
+            id,
+            api,
+            peer,
+            admin,
+            kek,
+            out: out.clone(),
+        },
+    )
+    .await?;
+    print_line(&format!(
+        "broker {id} is admitted; start it: tombolo broker --config {}",
+        out.join("broker.toml").display()
+    ))
 }
 
 /// Writes the folder and asks the group to take the broker in. Repeating it for the same folder is harmless.
 pub(crate) async fn add(operators: &Operators, request: &Request) -> Result<()> {
-    let Request { id, api, peer, admin, kek, out } = request;
+    let Request {
+        id,
+        api,
+        peer,
+        admin,
+        kek,
+        out,
+    } = request;
     let config = out.join("broker.toml");
     if config.exists() {
-        bail!("{} exists already; a broker id is never used twice", config.display());
+        bail!(
+            "{} exists already; a broker id is never used twice",
+            config.display()
+        );
     }
     let kek_bytes = std::fs::read(kek).with_context(|| {
-        format!("cannot read the key-encryption key {}; give --kek the kek file of a running broker", kek.display())
+        format!(
+            "cannot read the key-encryption key {}; give --kek the kek file of a running broker",
+            kek.display()
+        )
     })?;
     let mut client = operators.connect().await?;
     let (key, csr) = new_key_and_csr()?;
     let certificate = client
-        .issue_certificate(v1::IssueCertificateRequest { subject: format!("broker/{id}"), csr: csr.to_vec().into() })
+        .issue_certificate(v1::IssueCertificateRequest {
+            subject: format!("broker/{id}"),
+            csr: csr.to_vec().into(),
+        })
         .await
         .map_err(|status| refusal(&status))?
         .into_inner();
@@ -72,8 +114,15 @@ pub(crate) async fn add(operators: &Operators, request: &Request) -> Result<()> 
     identity.save(&[certificate.certificate.to_vec().into()], &key)?;
     identity.save_roots(&roots)?;
     write_secret(&data.join("kek"), &kek_bytes)?;
-    let admitted = v1::AddBrokerRequest { id: *id, api_address: api.to_string(), peer_address: peer.to_string() };
-    client.add_broker(admitted).await.map_err(|status| refusal(&status))?;
+    let admitted = v1::AddBrokerRequest {
+        id: *id,
+        api_address: api.to_string(),
+        peer_address: peer.to_string(),
+    };
+    client
+        .add_broker(admitted)
+        .await
+        .map_err(|status| refusal(&status))?;
     std::fs::write(&config, config_text(*id, *api, *peer, *admin, false))
         .with_context(|| format!("cannot write {}", config.display()))
 }
@@ -82,6 +131,12 @@ pub(crate) async fn add(operators: &Operators, request: &Request) -> Result<()> 
 fn write_secret(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(bytes)).with_context(|| format!("cannot write {}", path.display()))
+    let file = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(bytes))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

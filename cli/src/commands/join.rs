@@ -18,7 +18,9 @@ pub(crate) async fn run(target: &Target, args: Join) -> Result<()> {
         bail!("give --broker the API address of a broker, for example 10.0.0.1:7400");
     }
     let token = match args.token.strip_prefix('@') {
-        Some(file) => std::fs::read_to_string(file).with_context(|| format!("cannot read the token file {file}"))?,
+        Some(file) => {
+            std::fs::read_to_string(file).with_context(|| format!("cannot read the token file {file}"))?
+        }
         None => args.token,
     };
     let joined = join(&site, token.trim(), brokers, args.replace).await?;
@@ -32,7 +34,17 @@ pub(crate) async fn run(target: &Target, args: Join) -> Result<()> {
 }
 
 /// Makes `site` a member.
-pub(crate) async fn join(site: &Site, token: &str, brokers: Vec<SocketAddr>, replace: bool) -> Result<Joined> {
-    let args = JoinArgs { token: token.to_owned(), brokers, config: site.agent_config(), replace };
+pub(crate) async fn join(
+    site: &Site,
+    token: &str,
+    brokers: Vec<SocketAddr>,
+    replace: bool,
+) -> Result<Joined> {
+    let args = JoinArgs {
+        token: token.to_owned(),
+        brokers,
+        config: site.agent_config(),
+        replace,
+    };
     Ok(tombolo_discovery::join(args, &Seams::host()).await?)
 }

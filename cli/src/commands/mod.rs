@@ -29,16 +29,32 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     match command {
         Command::Up(args) => return up::up(&target, &args).await,
         Command::Down => return up::down(&target).await,
-        Command::Broker(Broker { config: Some(config), command: None }) => roles::broker(&config).await?,
-        Command::Broker(Broker { command: Some(command), .. }) => match command {
-            BrokerCommand::Add { id, api, peer, admin, kek, out } => {
+        Command::Broker(Broker {
+            config: Some(config),
+            command: None,
+        }) => roles::broker(&config).await?,
+        Command::Broker(Broker {
+            command: Some(command),
+            ..
+        }) => match command {
+            BrokerCommand::Add {
+                id,
+                api,
+                peer,
+                admin,
+                kek,
+                out,
+            } => {
                 broker_add::run(&target, id, api, peer, admin, kek, out).await?;
             }
             BrokerCommand::Remove { id } => broker_group::remove(&target, id).await?,
             BrokerCommand::Backup { out } => broker_group::backup(&target, &out).await?,
             BrokerCommand::Restore { from, config } => broker_group::restore(&from, &config).await?,
         },
-        Command::Broker(Broker { config: None, command: None }) => {
+        Command::Broker(Broker {
+            config: None,
+            command: None,
+        }) => {
             bail!("give the broker its configuration: tombolo broker --config broker.toml")
         }
         Command::Agent(role) => roles::agent(&role.config).await?,
@@ -53,7 +69,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Command::Grant(command) => grant::run(&target, command).await?,
         Command::Status => return status::run(&target).await,
         Command::Get { what, cluster } => get::run(&target, what, cluster).await?,
-        Command::Resolve { name, cluster, record_type } => {
+        Command::Resolve {
+            name,
+            cluster,
+            record_type,
+        } => {
             return resolve::run(&target, &name, cluster, &record_type).await;
         }
         Command::Explain { name, from, port } => explain::run(&target, &name, from, port).await?,

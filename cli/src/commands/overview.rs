@@ -12,15 +12,20 @@ use crate::up::Layout;
 
 /// Clusters, exports, imports and links.
 pub(crate) async fn text(_layout: &Layout, sites: &[Site]) -> Result<String> {
-    let observed = observe_sites(sites).await.into_iter().collect::<Result<Vec<_>>>()?;
+    let observed = observe_sites(sites)
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
     let sections = [
         ("CLUSTERS", Clusters::of(&observed).table()),
         ("EXPORTS", Exports::of(&observed).table()),
         ("IMPORTS", Imports::of(&observed).table()),
         ("LINKS", Links::of(&observed).table()),
     ];
-    let blocks: Vec<String> =
-        sections.iter().map(|(title, table)| format!("{}\n{table}", paint(Tone::Bold, title))).collect();
+    let blocks: Vec<String> = sections
+        .iter()
+        .map(|(title, table)| format!("{}\n{table}", paint(Tone::Bold, title)))
+        .collect();
     Ok(blocks.join("\n\n"))
 }
 
@@ -36,7 +41,11 @@ pub(crate) async fn missing_links(sites: &[Site]) -> Vec<String> {
                 continue;
             }
         };
-        for other in sites.iter().map(|site| &site.site.cluster).filter(|other| *other != here) {
+        for other in sites
+            .iter()
+            .map(|site| &site.site.cluster)
+            .filter(|other| *other != here)
+        {
             let link = observed.links.get(other);
             if !observed.snapshot.clusters.contains_key(other) {
                 missing.push(format!("{here} does not know {other} yet"));
@@ -50,5 +59,10 @@ pub(crate) async fn missing_links(sites: &[Site]) -> Vec<String> {
 }
 
 async fn observe_sites(sites: &[Site]) -> Vec<Result<Observed>> {
-    join_all(sites.iter().map(|site| observe(site.site.cluster.as_str(), &site.site.data_dir))).await
+    join_all(
+        sites
+            .iter()
+            .map(|site| observe(site.site.cluster.as_str(), &site.site.data_dir)),
+    )
+    .await
 }

@@ -29,8 +29,15 @@ pub(crate) async fn run(target: &Target, command: Token) -> Result<()> {
     match command {
         Token::Create { cluster, ttl } => {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            let request = v1::CreateTokenRequest { cluster: cluster.to_string(), ttl_ms };
-            let reply = client.create_token(request).await.map_err(|status| refusal(&status))?.into_inner();
+            let request = v1::CreateTokenRequest {
+                cluster: cluster.to_string(),
+                ttl_ms,
+            };
+            let reply = client
+                .create_token(request)
+                .await
+                .map_err(|status| refusal(&status))?
+                .into_inner();
             let created = Created {
                 token: reply.token,
                 id: reply.token_id,
@@ -41,7 +48,10 @@ pub(crate) async fn run(target: &Target, command: Token) -> Result<()> {
             print(target.output, "token", &created, |created| created.token.clone())
         }
         Token::List => {
-            let reply = client.list_tokens(v1::ListTokensRequest {}).await.map_err(|status| refusal(&status))?;
+            let reply = client
+                .list_tokens(v1::ListTokensRequest {})
+                .await
+                .map_err(|status| refusal(&status))?;
             let tokens: Vec<Listed> = reply
                 .into_inner()
                 .tokens
@@ -56,14 +66,22 @@ pub(crate) async fn run(target: &Target, command: Token) -> Result<()> {
             print(target.output, "tokens", &tokens, |tokens| {
                 let rows = tokens.iter().map(|token| {
                     let used = if token.used { "used" } else { "open" };
-                    [token.id.clone(), token.cluster.clone(), crate::output::when(token.expires_unix_ms), used.into()]
+                    [
+                        token.id.clone(),
+                        token.cluster.clone(),
+                        crate::output::when(token.expires_unix_ms),
+                        used.into(),
+                    ]
                 });
                 table(["ID", "CLUSTER", "EXPIRES", "STATE"], rows)
             })
         }
         Token::Revoke { id } => {
             let request = v1::RevokeTokenRequest { token_id: id.clone() };
-            client.revoke_token(request).await.map_err(|status| refusal(&status))?;
+            client
+                .revoke_token(request)
+                .await
+                .map_err(|status| refusal(&status))?;
             print_line(&format!("token {id} is revoked"))
         }
     }

@@ -39,7 +39,10 @@ impl Operators {
     /// From `--broker` and `--identity`, else from the data directory of a local clusterset.
     pub(crate) fn find(target: &Target) -> Result<Self> {
         match (&target.broker, &target.identity) {
-            (Some(broker), Some(identity)) => Ok(Self { brokers: vec![*broker], identity: identity.clone() }),
+            (Some(broker), Some(identity)) => Ok(Self {
+                brokers: vec![*broker],
+                identity: identity.clone(),
+            }),
             (None, None) => {
                 let layout = up::Layout::new(&target.data_dir);
                 let identity = layout.operator();
@@ -49,16 +52,26 @@ impl Operators {
                         target.data_dir.display()
                     );
                 }
-                Ok(Self { brokers: layout.broker_apis(), identity })
+                Ok(Self {
+                    brokers: layout.broker_apis(),
+                    identity,
+                })
             }
             (Some(_), None) => {
                 let identity = up::Layout::new(&target.data_dir).operator();
                 if !identity.is_dir() {
-                    bail!("--broker needs --identity: the folder with the operator's key.pem, cert.pem and roots.pem");
+                    bail!(
+                        "--broker needs --identity: the folder with the operator's key.pem, cert.pem and roots.pem"
+                    );
                 }
-                Ok(Self { brokers: target.broker.into_iter().collect(), identity })
+                Ok(Self {
+                    brokers: target.broker.into_iter().collect(),
+                    identity,
+                })
             }
-            (None, Some(_)) => bail!("--identity needs --broker: the API address of a broker, for example 10.0.0.1:7400"),
+            (None, Some(_)) => {
+                bail!("--identity needs --broker: the API address of a broker, for example 10.0.0.1:7400")
+            }
         }
     }
 
@@ -71,7 +84,10 @@ impl Operators {
                     return Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE));
                 }
                 Ok(Err(error)) => failures.push(format!("  {broker}: {error:#}")),
-                Err(_) => failures.push(format!("  {broker}: no answer within {} s", CONNECT_TIMEOUT.as_secs())),
+                Err(_) => failures.push(format!(
+                    "  {broker}: no answer within {} s",
+                    CONNECT_TIMEOUT.as_secs()
+                )),
             }
         }
         Err(anyhow!("no broker can be reached:\n{}", failures.join("\n")))
@@ -101,15 +117,18 @@ async fn connect(broker: SocketAddr, identity: &Path) -> Result<Channel> {
         }
     });
     let endpoint = Endpoint::from_static("http://broker.tombolo").connect_timeout(CONNECT_TIMEOUT);
-    endpoint.connect_with_connector(dial).await.map_err(|error| {
-        // tonic wraps the cause in "transport error": the innermost one is what the operator needs.
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(inner) = cause.source() {
-            cause = inner;
-        }
-        anyhow!("{cause}")
-    })
-    .context("cannot connect")
+    endpoint
+        .connect_with_connector(dial)
+        .await
+        .map_err(|error| {
+            // tonic wraps the cause in "transport error": the innermost one is what the operator needs.
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(inner) = cause.source() {
+                cause = inner;
+            }
+            anyhow!("{cause}")
+        })
+        .context("cannot connect")
 }
 
 /// The message of a refusal, in the words of the broker.

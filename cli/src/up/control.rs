@@ -30,7 +30,11 @@ pub(crate) enum Request {
     /// Stop everything.
     Down,
     /// Kill -9 the processes of a role (`None`: all) of a cluster now, and start them again after `hold_ms`.
-    Kill { cluster: String, role: Option<String>, hold_ms: u64 },
+    Kill {
+        cluster: String,
+        role: Option<String>,
+        hold_ms: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +48,19 @@ pub(crate) struct ProcessInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    Status { ready: bool, processes: Vec<ProcessInfo> },
+    Status {
+        ready: bool,
+        processes: Vec<ProcessInfo>,
+    },
     Stopping,
     /// Wall clock of the kill, microseconds since the Unix epoch, and whom it met.
-    Killed { at_unix_us: u64, processes: Vec<ProcessInfo> },
-    Refused { reason: String },
+    Killed {
+        at_unix_us: u64,
+        processes: Vec<ProcessInfo>,
+    },
+    Refused {
+        reason: String,
+    },
 }
 
 /// A request and where its answer goes.
@@ -64,7 +76,10 @@ pub(crate) fn serve(data_dir: &Path) -> Result<mpsc::Receiver<Call>> {
         return Err(error).with_context(|| format!("cannot remove the stale socket {}", path.display()));
     }
     let listener = UnixListener::bind(&path).with_context(|| {
-        format!("cannot listen on {} (a socket's path may hold 107 bytes; use a shorter --data-dir)", path.display())
+        format!(
+            "cannot listen on {} (a socket's path may hold 107 bytes; use a shorter --data-dir)",
+            path.display()
+        )
     })?;
     let (calls, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -91,14 +106,20 @@ pub(crate) fn serve(data_dir: &Path) -> Result<mpsc::Receiver<Call>> {
 async fn answer(stream: UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    timeout(REQUEST_TIMEOUT, BufReader::new(read.take(MAX_LINE)).read_line(&mut line)).await??;
+    timeout(
+        REQUEST_TIMEOUT,
+        BufReader::new(read.take(MAX_LINE)).read_line(&mut line),
+    )
+    .await??;
     let answer = match serde_json::from_str(&line) {
         Ok(request) => {
             let (sender, receiver) = oneshot::channel();
             calls.send((request, sender)).await.context("up is ending")?;
             receiver.await.context("up ended before it answered")?
         }
-        Err(error) => Answer::Refused { reason: format!("the request makes no sense: {error}") },
+        Err(error) => Answer::Refused {
+            reason: format!("the request makes no sense: {error}"),
+        },
     };
     let mut text = serde_json::to_string(&answer)?;
     text.push('\n');
@@ -110,16 +131,22 @@ async fn answer(stream: UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
 pub(crate) async fn ask(data_dir: &Path, request: &Request) -> Result<Answer> {
     let path = data_dir.join(SOCKET);
     let stream = UnixStream::connect(&path).await.with_context(|| {
-        format!("no clusterset runs with data directory {} (start one with `tombolo up`, or name its --data-dir)", data_dir.display())
+        format!(
+            "no clusterset runs with data directory {} (start one with `tombolo up`, or name its --data-dir)",
+            data_dir.display()
+        )
     })?;
     let (read, mut write) = stream.into_split();
     let mut text = serde_json::to_string(request)?;
     text.push('\n');
     write.write_all(text.as_bytes()).await?;
     let mut line = String::new();
-    timeout(ANSWER_TIMEOUT, BufReader::new(read.take(MAX_LINE)).read_line(&mut line))
-        .await
-        .context("up does not answer")??;
+    timeout(
+        ANSWER_TIMEOUT,
+        BufReader::new(read.take(MAX_LINE)).read_line(&mut line),
+    )
+    .await
+    .context("up does not answer")??;
     match serde_json::from_str(&line).context("up's answer makes no sense")? {
         Answer::Refused { reason } => bail!(reason),
         answer => Ok(answer),

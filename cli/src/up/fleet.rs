@@ -26,8 +26,16 @@ pub(crate) const POLL: Duration = Duration::from_millis(50);
 const STOP_ORDER: [&str; 6] = ["sidecar", "dns", "gateway", "backends", "agent", "broker"];
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few dozen of them, and nearly all run"
+)]
 enum State {
-    Running { process: Process, since: Instant, delay: Duration },
+    Running {
+        process: Process,
+        since: Instant,
+        delay: Duration,
+    },
     /// Starts again at `at`.
     Waiting { at: Instant, delay: Duration },
 }
@@ -44,7 +52,11 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn new(logs: PathBuf) -> Self {
-        Self { logs, specs: BTreeMap::new(), states: BTreeMap::new() }
+        Self {
+            logs,
+            specs: BTreeMap::new(),
+            states: BTreeMap::new(),
+        }
     }
 
     /// Starts a process.
@@ -52,7 +64,14 @@ impl Fleet {
         let key = (spec.cluster.clone(), spec.role.clone());
         let process = Process::start(spec.clone(), &self.logs)?;
         self.specs.insert(key.clone(), spec);
-        self.states.insert(key, State::Running { process, since: Instant::now(), delay: RESTART_BASE });
+        self.states.insert(
+            key,
+            State::Running {
+                process,
+                since: Instant::now(),
+                delay: RESTART_BASE,
+            },
+        );
         Ok(())
     }
 
@@ -61,8 +80,11 @@ impl Fleet {
         let until = Instant::now() + deadline;
         loop {
             self.bail_on_death()?;
-            let asked: Vec<(String, std::net::SocketAddr)> =
-                self.specs.values().filter_map(|spec| Some((spec.name(), spec.admin?))).collect();
+            let asked: Vec<(String, std::net::SocketAddr)> = self
+                .specs
+                .values()
+                .filter_map(|spec| Some((spec.name(), spec.admin?)))
+                .collect();
             let answers = join_all(asked.iter().map(|(_, admin)| is_ready(*admin))).await;
             let waiting: Vec<String> = asked
                 .iter()
@@ -73,7 +95,12 @@ impl Fleet {
                 return Ok(());
             }
             if Instant::now() >= until {
-                bail!("not ready after {} s:\n{}\nlogs: {}", deadline.as_secs(), waiting.join("\n"), self.logs.display());
+                bail!(
+                    "not ready after {} s:\n{}\nlogs: {}",
+                    deadline.as_secs(),
+                    waiting.join("\n"),
+                    self.logs.display()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -85,7 +112,11 @@ impl Fleet {
             if let State::Running { process, .. } = state
                 && let Some(status) = process.ended()
             {
-                bail!("the {} ended ({status}):\n{}", process.spec.name(), process.log_tail());
+                bail!(
+                    "the {} ended ({status}):\n{}",
+                    process.spec.name(),
+                    process.log_tail()
+                );
             }
         }
         Ok(())
@@ -95,20 +126,40 @@ impl Fleet {
     pub(crate) fn tend(&mut self, now: Instant) {
         for (key, state) in &mut self.states {
             match state {
-                State::Running { process, since, delay } => {
+                State::Running {
+                    process,
+                    since,
+                    delay,
+                } => {
                     if let Some(status) = process.ended() {
-                        let delay = if now - *since >= RESTART_FORGIVEN { RESTART_BASE } else { *delay };
+                        let delay = if now - *since >= RESTART_FORGIVEN {
+                            RESTART_BASE
+                        } else {
+                            *delay
+                        };
                         tracing::warn!(process = process.spec.name(), %status, again_in_ms = delay.as_millis(), "a process died");
-                        *state = State::Waiting { at: now + delay, delay };
+                        *state = State::Waiting {
+                            at: now + delay,
+                            delay,
+                        };
                     }
                 }
                 State::Waiting { at, delay } if *at <= now => {
                     let next = (*delay * 2).min(RESTART_MAX);
                     match Process::start(self.specs[key].clone(), &self.logs) {
-                        Ok(process) => *state = State::Running { process, since: now, delay: next },
+                        Ok(process) => {
+                            *state = State::Running {
+                                process,
+                                since: now,
+                                delay: next,
+                            }
+                        }
                         Err(error) => {
                             tracing::warn!(%error, "a process does not start");
-                            *state = State::Waiting { at: now + next, delay: next };
+                            *state = State::Waiting {
+                                at: now + next,
+                                delay: next,
+                            };
                         }
                     }
                 }
@@ -119,7 +170,12 @@ impl Fleet {
 
     /// Kills with SIGKILL, all at once, and holds them down for `hold`; those that are down already are held too. None when
     /// there is no such process.
-    pub(crate) async fn kill(&mut self, cluster: &str, role: Option<&str>, hold: Duration) -> Option<Vec<ProcessInfo>> {
+    pub(crate) async fn kill(
+        &mut self,
+        cluster: &str,
+        role: Option<&str>,
+        hold: Duration,
+    ) -> Option<Vec<ProcessInfo>> {
         let met = |key: &Key| key.0 == cluster && role.is_none_or(|role| role == key.1);
         if !self.specs.keys().any(met) {
             return None;
@@ -131,7 +187,10 @@ impl Fleet {
                 killed.push(info(key, process.pid().unwrap_or(0)));
                 process.signal(Signal::SIGKILL);
             }
-            let held = State::Waiting { at: Instant::now() + hold, delay: RESTART_BASE };
+            let held = State::Waiting {
+                at: Instant::now() + hold,
+                delay: RESTART_BASE,
+            };
             if let State::Running { process, .. } = std::mem::replace(state, held) {
                 ending.push(process);
             }
@@ -143,10 +202,14 @@ impl Fleet {
     /// Stops everything: role by role, each role in all clusters at once.
     pub(crate) async fn stop(&mut self) {
         for role in STOP_ORDER {
-            let of_role = self.states.iter_mut().filter(|(key, _)| key.1 == role).filter_map(|(_, state)| match state {
-                State::Running { process, .. } => Some(process.stop()),
-                State::Waiting { .. } => None,
-            });
+            let of_role = self
+                .states
+                .iter_mut()
+                .filter(|(key, _)| key.1 == role)
+                .filter_map(|(_, state)| match state {
+                    State::Running { process, .. } => Some(process.stop()),
+                    State::Waiting { .. } => None,
+                });
             join_all(of_role).await;
             self.states.retain(|key, _| key.1 != role);
         }
@@ -157,10 +220,17 @@ impl Fleet {
             State::Running { process, .. } => process.pid().unwrap_or(0),
             State::Waiting { .. } => 0,
         };
-        self.states.iter().map(|(key, state)| info(key, pid(state))).collect()
+        self.states
+            .iter()
+            .map(|(key, state)| info(key, pid(state)))
+            .collect()
     }
 }
 
 fn info(key: &Key, pid: u32) -> ProcessInfo {
-    ProcessInfo { cluster: key.0.clone(), role: key.1.clone(), pid }
+    ProcessInfo {
+        cluster: key.0.clone(),
+        role: key.1.clone(),
+        pid,
+    }
 }

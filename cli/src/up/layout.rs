@@ -23,7 +23,9 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn new(root: &Path) -> Self {
         // Children run with other working directories in mind: an absolute path means the same to all.
-        Self { root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()) }
+        Self {
+            root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
+        }
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
@@ -67,14 +69,21 @@ impl Layout {
 
     /// API addresses of the brokers that have a folder.
     pub(crate) fn broker_apis(&self) -> Vec<SocketAddr> {
-        (1..=5).filter(|id| self.broker(*id).is_dir()).map(Self::api).collect()
+        (1..=5)
+            .filter(|id| self.broker(*id).is_dir())
+            .map(Self::api)
+            .collect()
     }
 
     /// Data directories of the clusters, by name.
     pub(crate) fn clusters(&self) -> Vec<(String, PathBuf)> {
-        let entries = std::fs::read_dir(self.root.join("clusters")).into_iter().flatten().flatten();
-        let mut clusters: Vec<_> =
-            entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect();
+        let entries = std::fs::read_dir(self.root.join("clusters"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut clusters: Vec<_> = entries
+            .map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
+            .collect();
         clusters.sort();
         clusters
     }
@@ -87,7 +96,10 @@ impl Layout {
 
 fn broker_address(id: u64, port: u16) -> SocketAddr {
     // Ids are 1 to 5 here.
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 10, 0, u8::try_from(id).unwrap_or(u8::MAX))), port)
+    SocketAddr::new(
+        IpAddr::V4(Ipv4Addr::new(127, 10, 0, u8::try_from(id).unwrap_or(u8::MAX))),
+        port,
+    )
 }
 
 /// Name of the file in a cluster's data directory that says where its processes listen.
@@ -114,8 +126,17 @@ impl SiteNote {
             ("gateway".to_owned(), site.gateway.admin),
             ("dns".to_owned(), site.dns.admin),
         ]);
-        admin.extend(site.sidecar.as_ref().map(|sidecar| ("sidecar".to_owned(), sidecar.admin)));
-        Self { dns: site.dns.listen, gateway: site.gateway.listen, admin, config: site.file.clone() }
+        admin.extend(
+            site.sidecar
+                .as_ref()
+                .map(|sidecar| ("sidecar".to_owned(), sidecar.admin)),
+        );
+        Self {
+            dns: site.dns.listen,
+            gateway: site.gateway.listen,
+            admin,
+            config: site.file.clone(),
+        }
     }
 
     /// Writes it into the cluster's data directory.

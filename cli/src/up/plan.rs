@@ -34,12 +34,20 @@ pub(super) fn cluster(site: &Site) -> Vec<Spec> {
         spec("dns", "dns", Some(site.dns.admin)),
         spec("backends", "sample-backends", None),
     ];
-    specs.extend(site.sidecar.as_ref().map(|sidecar| spec("sidecar", "sidecar", Some(sidecar.admin))));
+    specs.extend(
+        site.sidecar
+            .as_ref()
+            .map(|sidecar| spec("sidecar", "sidecar", Some(sidecar.admin))),
+    );
     specs
 }
 
 fn role_args(command: &str, config: &Path) -> Vec<String> {
-    vec![command.to_owned(), "--config".to_owned(), config.to_string_lossy().into_owned()]
+    vec![
+        command.to_owned(),
+        "--config".to_owned(),
+        config.to_string_lossy().into_owned(),
+    ]
 }
 
 /// Addresses that must be free before anything starts: (address, whether UDP too, whose).

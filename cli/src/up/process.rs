@@ -77,7 +77,9 @@ impl Process {
         if let Some(data_dir) = &spec.data_dir {
             command.env(DATA_DIR_VARIABLE, data_dir);
         }
-        let child = command.spawn().with_context(|| format!("cannot start the {}", spec.name()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start the {}", spec.name()))?;
         Ok(Self { spec, child, log })
     }
 
@@ -95,7 +97,11 @@ impl Process {
     pub(crate) fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().rev().take(LOG_TAIL_LINES).collect();
-        lines.into_iter().rev().map(|line| format!("    {line}\n")).collect::<String>()
+        lines
+            .into_iter()
+            .rev()
+            .map(|line| format!("    {line}\n"))
+            .collect::<String>()
             + &format!("    (whole log: {})", self.log.display())
     }
 
@@ -117,7 +123,9 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) else { return };
+        let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) else {
+            return;
+        };
         if let Err(error) = kill(Pid::from_raw(pid), signal) {
             tracing::debug!(process = self.spec.name(), %error, "it is gone already");
         }

@@ -25,7 +25,9 @@ pub(crate) async fn is_ready(admin: SocketAddr) -> Result<(), String> {
 
 /// GET of an admin page: status and body.
 pub(crate) async fn get(admin: SocketAddr, path: &str) -> Result<(u16, String), String> {
-    timeout(ANSWER_TIMEOUT, fetch(admin, path)).await.map_err(|_| format!("{admin} does not answer"))?
+    timeout(ANSWER_TIMEOUT, fetch(admin, path))
+        .await
+        .map_err(|_| format!("{admin} does not answer"))?
 }
 
 async fn fetch(admin: SocketAddr, path: &str) -> Result<(u16, String), String> {
@@ -33,12 +35,17 @@ async fn fetch(admin: SocketAddr, path: &str) -> Result<(u16, String), String> {
     let stream = TcpStream::connect(admin).await.map_err(|error| tell(&error))?;
     let handshake = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| tell(&error))?;
-    let request = hyper::Request::get(path).header("host", admin.to_string()).body(Empty::new());
+    let request = hyper::Request::get(path)
+        .header("host", admin.to_string())
+        .body(Empty::new());
     let request = request.map_err(|error| tell(&error))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| tell(&error))?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|error| tell(&error))?;
+        let body = Limited::new(response.into_body(), MAX_BODY)
+            .collect()
+            .await
+            .map_err(|error| tell(&error))?;
         Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
     };
     tokio::select! {

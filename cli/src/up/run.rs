@@ -56,8 +56,12 @@ impl Progress {
 
 /// Starts the clusterset and stays until Ctrl-C, SIGTERM or `down`.
 pub(crate) async fn up(target: &Target, args: &Up) -> Result<ExitCode> {
-    if args.brokers % 2 == 0 {
-        bail!("--brokers {} makes no better quorum than {}; use 1, 3 or 5", args.brokers, args.brokers - 1);
+    if args.brokers.is_multiple_of(2) {
+        bail!(
+            "--brokers {} makes no better quorum than {}; use 1, 3 or 5",
+            args.brokers,
+            args.brokers - 1
+        );
     }
     let layout = Layout::new(&target.data_dir);
     if args.detach {
@@ -71,10 +75,19 @@ pub(crate) async fn up(target: &Target, args: &Up) -> Result<ExitCode> {
     check_addresses(&sites, u64::from(args.brokers))?;
     let mut calls = control::serve(&layout.root)?;
     let mut fleet = Fleet::new(layout.logs());
-    let progress = Progress { began: Instant::now() };
+    let progress = Progress {
+        began: Instant::now(),
+    };
 
     let started = {
-        let start = start(&layout, &sites, u64::from(args.brokers), &mut fleet, &progress, target);
+        let start = start(
+            &layout,
+            &sites,
+            u64::from(args.brokers),
+            &mut fleet,
+            &progress,
+            target,
+        );
         tokio::select! {
             started = start => started,
             _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted while starting")),
@@ -138,8 +151,13 @@ async fn refuse_until_ready(calls: &mut mpsc::Receiver<Call>) {
                 let _ = answer.send(Answer::Stopping);
                 return;
             }
-            Request::Status => Answer::Status { ready: false, processes: Vec::new() },
-            Request::Kill { .. } => Answer::Refused { reason: "the clusterset is still starting".into() },
+            Request::Status => Answer::Status {
+                ready: false,
+                processes: Vec::new(),
+            },
+            Request::Kill { .. } => Answer::Refused {
+                reason: "the clusterset is still starting".into(),
+            },
         };
         let _ = answer.send(reply);
     }
@@ -160,7 +178,10 @@ async fn start(
     if brokers > 1 && !layout.broker(2).exists() {
         fleet.wait_ready(READY_DEADLINE).await?;
     }
-    let operators = Operators { brokers: vec![Layout::api(1)], identity: layout.operator() };
+    let operators = Operators {
+        brokers: vec![Layout::api(1)],
+        identity: layout.operator(),
+    };
     for id in 2..=brokers {
         if !layout.broker(id).join("broker.toml").is_file() {
             progress.step(&format!("adding broker {id} at {}", Layout::api(id)));
@@ -179,7 +200,10 @@ async fn start(
     fleet.wait_ready(READY_DEADLINE).await?;
     progress.step(&format!("{brokers} brokers ready"));
 
-    let operators = Operators { brokers: layout.broker_apis(), identity: layout.operator() };
+    let operators = Operators {
+        brokers: layout.broker_apis(),
+        identity: layout.operator(),
+    };
     for site in sites {
         join(&operators, site, progress).await?;
         SiteNote::of(site).save(&site.site.data_dir)?;
@@ -206,8 +230,16 @@ async fn join(operators: &Operators, site: &Site, progress: &Progress) -> Result
     }
     progress.step(&format!("{cluster} joins with a token of its own"));
     let mut client = operators.connect().await?;
-    let request = v1::CreateTokenRequest { cluster: cluster.to_string(), ttl_ms: TOKEN_TTL_MS };
-    let token = client.create_token(request).await.map_err(|status| refusal(&status))?.into_inner().token;
+    let request = v1::CreateTokenRequest {
+        cluster: cluster.to_string(),
+        ttl_ms: TOKEN_TTL_MS,
+    };
+    let token = client
+        .create_token(request)
+        .await
+        .map_err(|status| refusal(&status))?
+        .into_inner()
+        .token;
     crate::commands::join::join(site, &token, operators.brokers.clone(), false).await?;
     Ok(())
 }
@@ -222,7 +254,11 @@ async fn converge(sites: &[Site], fleet: &mut Fleet) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= until {
-            bail!("these links did not come up within {} s:\n  {}", CONVERGE_DEADLINE.as_secs(), missing.join("\n  "));
+            bail!(
+                "these links did not come up within {} s:\n  {}",
+                CONVERGE_DEADLINE.as_secs(),
+                missing.join("\n  ")
+            );
         }
         tokio::time::sleep(POLL).await;
     }
@@ -230,15 +266,26 @@ async fn converge(sites: &[Site], fleet: &mut Fleet) -> Result<()> {
 
 fn try_this(target: &Target, sites: &[Site]) -> String {
     let default = target.data_dir == std::path::Path::new(".tombolo");
-    let data_dir = if default { String::new() } else { format!(" --data-dir {}", target.data_dir.display()) };
+    let data_dir = if default {
+        String::new()
+    } else {
+        format!(" --data-dir {}", target.data_dir.display())
+    };
     let first = &sites[0];
     let dns = first.dns.listen;
     let other = sites.get(1).unwrap_or(first).site.cluster.clone();
     let lines = [
-        format!("dig @{} -p {} checkout.shop.svc.clusterset.local", dns.ip(), dns.port()),
-        format!("tombolo explain shop/checkout --from {}{data_dir}", first.site.cluster),
         format!(
-            "tombolo drill run --kind cluster-down --target {other} --from {} --service shop/checkout{data_dir}",
+            "dig @{} -p {} checkout.shop.svc.clusterset.local",
+            dns.ip(),
+            dns.port()
+        ),
+        format!(
+            "tombolo explain shop/checkout --from {}{data_dir}",
+            first.site.cluster
+        ),
+        format!(
+            "tombolo drill run --kind cluster-down --target {} --from {other} --service shop/checkout{data_dir}",
             first.site.cluster
         ),
     ];
@@ -247,10 +294,18 @@ fn try_this(target: &Target, sites: &[Site]) -> String {
 
 /// One `up` per data directory.
 fn lock(layout: &Layout) -> Result<File> {
-    std::fs::create_dir_all(layout.logs())
-        .with_context(|| format!("cannot create the data directory {}; name another with --data-dir", layout.root.display()))?;
+    std::fs::create_dir_all(layout.logs()).with_context(|| {
+        format!(
+            "cannot create the data directory {}; name another with --data-dir",
+            layout.root.display()
+        )
+    })?;
     let path = layout.lock();
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!(
@@ -270,9 +325,13 @@ fn settle(layout: &Layout, sites: &[Site], brokers: u64) -> Result<()> {
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let made: Settings = serde_json::from_str(&text).with_context(|| {
-                format!("{} was not written by this version of `tombolo up`; name another --data-dir", path.display())
+                format!(
+                    "{} was not written by this version of `tombolo up`; name another --data-dir",
+                    path.display()
+                )
             })?;
-            if made.brokers != wanted.brokers || !made.clusters.iter().all(|id| wanted.clusters.contains(id)) {
+            if made.brokers != wanted.brokers || !made.clusters.iter().all(|id| wanted.clusters.contains(id))
+            {
                 bail!(
                     "the data directory {} was made for {} brokers and the clusters {}; now it would be {} and {}. Name another --data-dir, or delete this one",
                     layout.root.display(),
@@ -286,7 +345,8 @@ fn settle(layout: &Layout, sites: &[Site], brokers: u64) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-    std::fs::write(&path, serde_json::to_string_pretty(&wanted)?).with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(&path, serde_json::to_string_pretty(&wanted)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Names every address that is taken, before anything is started.
@@ -321,7 +381,9 @@ fn write_bootstrap_config(layout: &Layout) -> Result<()> {
 }
 
 fn unix_us() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -331,17 +393,29 @@ pub(super) async fn detach(target: &Target, args: &Up, layout: &Layout) -> Resul
     let log = layout.logs().join("up.log");
     let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = std::process::Command::new(std::env::current_exe()?);
-    command.args(["up", "--data-dir"]).arg(&target.data_dir).arg("--clusters").arg(&args.clusters);
+    command
+        .args(["up", "--data-dir"])
+        .arg(&target.data_dir)
+        .arg("--clusters")
+        .arg(&args.clusters);
     command.arg("--brokers").arg(args.brokers.to_string());
-    command.stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let mut child = command.spawn().context("cannot start `tombolo up` in the background")?;
+    let mut child = command
+        .spawn()
+        .context("cannot start `tombolo up` in the background")?;
     let mut shown = 0;
     loop {
         shown += show_new_lines(&log, shown)?;
         if let Some(status) = child.try_wait()? {
             show_new_lines(&log, shown)?;
-            bail!("`tombolo up` ended ({status}); its output is above and in {}", log.display());
+            bail!(
+                "`tombolo up` ended ({status}); its output is above and in {}",
+                log.display()
+            );
         }
         if let Ok(Answer::Status { ready: true, .. }) = control::ask(&layout.root, &Request::Status).await {
             show_new_lines(&log, shown)?;
@@ -376,7 +450,9 @@ pub(crate) async fn down(target: &Target) -> Result<ExitCode> {
             tokio::time::sleep(POLL).await;
         }
     };
-    timeout(READY_DEADLINE, ended).await.with_context(|| format!("`up` still holds {}", path.display()))??;
+    timeout(READY_DEADLINE, ended)
+        .await
+        .with_context(|| format!("`up` still holds {}", path.display()))??;
     if target.output == Format::Table && std::io::stdout().is_terminal() {
         print_line("stopped")?;
     }

@@ -51,7 +51,7 @@ fn every_refusal_says_what_to_do() {
     let clusterset = Clusterset::start();
     let config = fourth(&clusterset, "kind-four");
 
-    let short = token(&clusterset, "kind-four", "1ms");
+    let short = token(&clusterset, "kind-four", "1s");
     eventually(Duration::from_secs(5), "an expired token", || {
         join(&clusterset, &short, &config).stderr.contains("expired")
     });
