@@ -1,5 +1,8 @@
 //! A broker: the real state machine, lease table and watch log behind the modelled log, with its streams and duties.
 
+mod duties;
+mod sessions;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,15 +13,14 @@ use tombolo_broker::lease::LeaseTable;
 use tombolo_broker::state::{self, State};
 use tombolo_broker::stored::{Outcome, decode_batch, decode_state, encode_batch, encode_state};
 use tombolo_broker::watch_log::WatchLog;
-use tombolo_clusterset::{ClusterId, Lease};
+use tombolo_clusterset::ClusterId;
 use tombolo_wire::v1;
 
-use crate::mutant::Mutant;
 use crate::net::{Frame, Message, Node};
 use crate::publishing::{Ended, Stream};
 use crate::raft::{HEARTBEAT, Raft, Ready};
 use crate::scene::{Fact, Scene};
-use crate::watching::{Watcher, missed};
+use crate::watching::Watcher;
 
 /// How long a member may be silent (`lan`).
 pub const LEASE_TERM: Duration = Duration::from_secs(3);
@@ -364,249 +366,6 @@ impl Broker {
             }
             Origin::Duty => {}
         }
-    }
-
-    /// A sign of life on a stream of this broker.
-    fn hear(&mut self, cluster: ClusterId, scene: &mut Scene) {
-        match self.raft.leader() {
-            Some(leader) if leader != self.id => {
-                let message = Message::Renew {
-                    clusters: vec![cluster],
-                };
-                scene
-                    .net
-                    .send(scene.now, self.node(), Node::Broker(leader), message);
-            }
-            _ => self.renew(vec![cluster], scene),
-        }
-    }
-
-    fn renew(&mut self, clusters: Vec<ClusterId>, scene: &mut Scene) {
-        let Some(table) = &mut self.leases else { return };
-        let mut regained = Vec::new();
-        for cluster in clusters {
-            if let Some(member) = self.state.members.get(&cluster) {
-                table.renew(&cluster, scene.instant());
-                if member.view.lease != Lease::Alive {
-                    regained.push(Command::RegainLease { cluster });
-                }
-            }
-        }
-        if !regained.is_empty() {
-            self.propose(Origin::Duty, regained, scene);
-        }
-    }
-
-    fn duties(&mut self, scene: &mut Scene) {
-        if !self.raft.leads() {
-            self.leases = None;
-            return;
-        }
-        let now = scene.instant();
-        let alive: Vec<ClusterId> = self
-            .state
-            .members
-            .values()
-            .filter(|m| m.view.lease == Lease::Alive)
-            .map(|m| m.view.id.clone())
-            .collect();
-        match &mut self.leases {
-            Some(table) => table.align(now, &alive),
-            None => self.leases = Some(LeaseTable::begin(LEASE_TERM, now, alive)),
-        }
-        let waiting = self
-            .proposals
-            .values()
-            .any(|proposal| proposal.origin == Origin::Duty);
-        if !self.raft.is_fresh(scene.now) || waiting {
-            return;
-        }
-        let mut due = Vec::new();
-        if !scene.has(Mutant::ImmortalLease) {
-            let expired = self
-                .leases
-                .as_ref()
-                .map(|table| table.expired(now))
-                .unwrap_or_default();
-            due.extend(expired.into_iter().map(|cluster| Command::LoseLease { cluster }));
-        }
-        let wall = scene.wall_ms(self.skew_ms);
-        let is_tick_due = self.state.next_expiry_ms().is_some_and(|expiry| expiry <= wall);
-        due.extend((is_tick_due && !scene.has(Mutant::EndlessDrill)).then_some(Command::Tick));
-        if !due.is_empty() {
-            scene.note(format_args!("broker {} does its duty: {due:?}", self.id));
-            self.propose(Origin::Duty, due, scene);
-        }
-    }
-
-    /// A frame of a stream arrives. `joined`: the membership that the agent's certificate is of.
-    pub fn frame(
-        &mut self,
-        conn: u64,
-        agent: Node,
-        (cluster, joined): (ClusterId, u64),
-        frame: Frame,
-        scene: &mut Scene,
-    ) {
-        let is_member = self
-            .state
-            .members
-            .get(&cluster)
-            .is_some_and(|member| member.joined == joined);
-        if !self.sessions.contains_key(&conn) {
-            if !is_member {
-                scene
-                    .net
-                    .say(scene.now, conn, self.node(), Frame::End { superseded: false });
-                return;
-            }
-            let stream = Stream::new(cluster.clone(), joined);
-            let session = Session {
-                agent,
-                cluster: cluster.clone(),
-                joined,
-                stream,
-                proposal: None,
-                watcher: None,
-                told: (false, Duration::ZERO),
-                heard: scene.now,
-                pinged: false,
-            };
-            self.sessions.insert(conn, session);
-        }
-        let Some(session) = self.sessions.get_mut(&conn) else {
-            return;
-        };
-        (session.heard, session.pinged) = (scene.now, false);
-        let taken = match frame {
-            Frame::Publish(bytes) => v1::PublishRequest::decode(bytes.as_slice())
-                .map_err(|_| Ended { superseded: false })
-                .and_then(|request| session.stream.take(request)),
-            Frame::Watch(bytes) => {
-                if let Ok(request) = v1::WatchRequest::decode(bytes.as_slice()) {
-                    session.watcher = Some(Watcher {
-                        at: (request.incarnation, request.revision),
-                        joined,
-                    });
-                    session.told.1 = Duration::ZERO;
-                }
-                Ok(())
-            }
-            Frame::Ping(true) => {
-                scene
-                    .net
-                    .say(scene.now, conn, Node::Broker(self.id), Frame::Ping(false));
-                Ok(())
-            }
-            Frame::End { .. } => {
-                self.forget(conn);
-                return;
-            }
-            Frame::Ping(false) | Frame::Published(_) | Frame::Watched(_) => Ok(()),
-        };
-        if let Err(ended) = taken {
-            self.end(conn, ended, scene);
-        }
-    }
-
-    fn tend_sessions(&mut self, scene: &mut Scene) {
-        let conns: Vec<u64> = self.sessions.keys().copied().collect();
-        for conn in conns {
-            if let Err(ended) = self.tend(conn, scene) {
-                self.end(conn, ended, scene);
-            }
-        }
-    }
-
-    fn tend(&mut self, conn: u64, scene: &mut Scene) -> Result<(), Ended> {
-        let broken = Ended { superseded: false };
-        let here = self.node();
-        let is_leader_hasty = scene.has(Mutant::HastyLease) && self.raft.leads();
-        let Some(session) = self.sessions.get_mut(&conn) else {
-            return Ok(());
-        };
-        let silent = scene.now.saturating_sub(session.heard);
-        if silent >= PING_AFTER * 2 || !scene.net.is_open(conn) {
-            return Err(broken);
-        }
-        if silent >= PING_AFTER && !session.pinged {
-            session.pinged = true;
-            scene.net.say(scene.now, conn, here, Frame::Ping(true));
-        }
-        let is_member = self
-            .state
-            .members
-            .get(&session.cluster)
-            .is_some_and(|member| member.joined == session.joined);
-        if !is_member {
-            return Err(broken);
-        }
-        session.stream.check_standing(&self.state)?;
-        if let Some(mut watcher) = session.watcher {
-            let fresh = self.raft.is_fresh(scene.now);
-            let news = watcher.at.1 != self.state.applied || session.told.0 != fresh;
-            if news || session.told.1 <= scene.now {
-                let unix_ms = scene.wall_ms(self.skew_ms);
-                let expired = self
-                    .leases
-                    .as_ref()
-                    .map(|table| table.expired(scene.instant()))
-                    .unwrap_or_default();
-                let hasty = expired.first().filter(|_| is_leader_hasty);
-                let (frames, at) = missed(&self.state, &self.changes, watcher, (fresh, unix_ms), hasty);
-                for frame in frames {
-                    scene.net.say(scene.now, conn, here, frame);
-                }
-                watcher.at = at;
-                session.watcher = Some(watcher);
-                session.told = (fresh, scene.now + BEAT);
-            }
-        }
-        if let Some((alive, commands)) = session.stream.next_proposal() {
-            let cluster = session.cluster.clone();
-            if alive {
-                self.hear(cluster, scene);
-            }
-            self.propose_or_answer(conn, commands, scene);
-        }
-        Ok(())
-    }
-
-    fn propose_or_answer(&mut self, conn: u64, commands: Vec<Command>, scene: &mut Scene) {
-        let origin = Origin::Stream(conn);
-        if commands.is_empty() {
-            let now = scene.now;
-            let proposal = Proposal {
-                origin,
-                commands,
-                until: now,
-                again_at: now,
-                placed: None,
-            };
-            self.decided(proposal, Vec::new(), self.state.applied, scene);
-        } else {
-            self.propose(origin, commands, scene);
-        }
-    }
-
-    fn end(&mut self, conn: u64, Ended { superseded }: Ended, scene: &mut Scene) {
-        if let Some(session) = self.sessions.get(&conn) {
-            scene.note(format_args!(
-                "broker {} ends the stream of {:?}, superseded: {superseded}",
-                self.id, session.agent
-            ));
-        }
-        scene
-            .net
-            .say(scene.now, conn, self.node(), Frame::End { superseded });
-        self.forget(conn);
-    }
-
-    /// The stream is gone, and with it the attempts for it.
-    fn forget(&mut self, conn: u64) {
-        self.sessions.remove(&conn);
-        self.proposals
-            .retain(|_, proposal| proposal.origin != Origin::Stream(conn));
     }
 
     /// Whether any stream of `cluster`'s agent stands here.

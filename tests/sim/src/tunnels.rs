@@ -47,4 +47,6 @@ pub struct Tunnel {
     pub ping_at: Duration,
     /// When the peer was heard last.
     pub heard: Duration,
+    /// When it ends, once another one took its place: flows that are on their way still arrive.
+    pub ends_at: Option<Duration>,
 }
