@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tombolo_clusterset::dispatch::{Dispatch, Step};
 use tombolo_clusterset::endpoint::Protocol;
 use tombolo_clusterset::local::{LocalRequest, find_local, pick_local};
-use tombolo_clusterset::select::Signals;
-use tombolo_clusterset::{ClusterId, ServiceKey};
+use tombolo_clusterset::select::{Signals, plan};
+use tombolo_clusterset::{ClusterId, ImportedCluster, ServiceKey};
 use tombolo_gateway::admission::{Admission, Request, admit};
 use tombolo_gateway::route::{Hop, NewFlow, hops, may_move};
 
@@ -96,6 +96,25 @@ impl Gateway {
             signals: &signals,
         };
         let hops = hops(flow, &mut scene.rng);
+        if hops.is_empty() {
+            let plan = plan(&snapshot, import, port, None, &self.from, &signals);
+            let ends = |(id, imported): (&ClusterId, &ImportedCluster)| {
+                (
+                    id.clone(),
+                    imported
+                        .slices
+                        .iter()
+                        .map(|slice| slice.endpoints.len())
+                        .sum::<usize>(),
+                )
+            };
+            let clusters: Vec<(ClusterId, usize)> = import.clusters.iter().map(ends).collect();
+            let left_out = plan.left_out;
+            scene.note(format_args!(
+                "nothing serves {service} on port {}: {clusters:?}, {left_out:?}",
+                port.port
+            ));
+        }
         let through = hops.iter().filter_map(|hop| match hop {
             Hop::Remote { cluster, .. } => Some(cluster.clone()),
             Hop::Local(_) => None,

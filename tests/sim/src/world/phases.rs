@@ -126,25 +126,8 @@ impl World {
 
     /// Every service that is granted and has a ready endpoint is reached from everywhere.
     pub(super) fn call_everything(&mut self) -> Result<(), Violation> {
-        let served: Vec<ServiceKey> = {
-            let state = self.history.newest();
-            let is_ready = |key: &ServiceKey| {
-                let records = state
-                    .exports
-                    .get(key)
-                    .into_iter()
-                    .flat_map(|records| records.values());
-                let web =
-                    records.filter(|record| record.export.spec.ports.iter().any(|port| port.port == 80));
-                let mut ends = web
-                    .flat_map(|record| &record.export.slices)
-                    .flat_map(|slice| &slice.endpoints);
-                ends.any(|endpoint| endpoint.readiness == Readiness::Ready)
-            };
-            fixture::keys().into_iter().filter(is_ready).collect()
-        };
         for number in 0..self.gateways.len() {
-            for key in &served {
+            for key in &self.granted(number) {
                 let Some(flow) = self.gateways[number].open(key, &mut self.scene) else {
                     return Err(self.violation("reachability", format!("c{number} does not import {key}")));
                 };
@@ -157,6 +140,22 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The services that some exporter grants to cluster `number` and has a ready endpoint for. A grant may outlive
+    /// [`Self::settle`]: a call of the operator that was lost is made again.
+    fn granted(&self, number: usize) -> Vec<ServiceKey> {
+        let state = self.history.newest();
+        let importer = &self.agents[number].site.cluster;
+        let is_served = |key: &ServiceKey| {
+            let records = state.exports.get(key).into_iter().flatten();
+            let granted = records.filter(|(exporter, _)| state.grants.may_import(key, exporter, importer));
+            let mut ends = granted
+                .flat_map(|(_, record)| &record.export.slices)
+                .flat_map(|slice| &slice.endpoints);
+            ends.any(|endpoint| endpoint.readiness == Readiness::Ready)
+        };
+        fixture::keys().into_iter().filter(is_served).collect()
     }
 
     /// One cluster goes for good.
