@@ -133,12 +133,17 @@ impl Disk {
         }
     }
 
-    /// A snapshot of another broker, in place of everything.
+    /// A snapshot of another broker, in place of everything up to it. Entries behind it stay when the log agrees with it
+    /// (Raft §7): this broker may have told the leader that it has them.
     pub fn install(&mut self, at: (u64, u64), body: Bytes) {
+        let kept = match self.written.term_at(at.0) {
+            Some(term) if term == at.1 => self.written.from(at.0 + 1, usize::MAX),
+            _ => Vec::new(),
+        };
         self.written.base = at;
         self.written.behind = at;
         self.written.body = Some(body);
-        self.written.entries.clear();
+        self.written.entries = kept;
     }
 
     /// Begins a sync; false when one is under way.
@@ -188,5 +193,33 @@ impl Disk {
         }
         self.durable = self.written.clone();
         self.claimed = self.written.last().0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(terms: &[u64]) -> Disk {
+        let mut disk = Disk::default();
+        for &term in terms {
+            disk.append(Entry { term, batch: None });
+        }
+        disk
+    }
+
+    #[test]
+    fn a_late_snapshot_leaves_what_was_acknowledged_behind_it() {
+        let mut disk = disk(&[1, 1, 2, 2]);
+        disk.install((3, 2), Bytes::new());
+        assert_eq!(disk.written.last(), (4, 2));
+        assert!(disk.written.agrees((4, 2)));
+    }
+
+    #[test]
+    fn a_snapshot_takes_the_place_of_a_log_that_contradicts_it() {
+        let mut disk = disk(&[1, 1, 1, 1]);
+        disk.install((3, 2), Bytes::new());
+        assert_eq!(disk.written.last(), (3, 2));
     }
 }
