@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tombolo_clusterset::{ClusterId, NameError};
+use tombolo_trust::{Role, SpiffeId, Subject};
 use tombolo_wire::v1;
 use tombolo_wire::version::{self, NoCommonVersion};
 
@@ -29,7 +30,7 @@ pub const REASON_MAX: usize = 256;
 /// Longest grace that a peer may ask for: a tunnel lives a day at most (DESIGN §4.11).
 pub const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// What a peer says it is.
+/// What a peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// A cluster's gateway.
@@ -54,6 +55,17 @@ impl Kind {
         [Self::Gateway, Self::Sidecar]
             .into_iter()
             .find(|kind| kind.as_str() == text)
+    }
+
+    /// The most that the holder of this certificate may say it is: only a gateway's certificate makes a gateway.
+    #[must_use]
+    pub fn certified(peer: &SpiffeId) -> Self {
+        match peer.subject() {
+            Subject::Role {
+                role: Role::Gateway, ..
+            } => Self::Gateway,
+            _ => Self::Sidecar,
+        }
     }
 }
 
@@ -125,6 +137,14 @@ pub enum ControlError {
     /// The hello names no known role.
     #[error("hello: role '{0}' is neither gateway nor sidecar")]
     Role(String),
+    /// The hello claims what only a gateway's certificate gives: to be the gateway, or to take flows.
+    #[error("hello claims role '{role}'{taking}, the certificate is not that of a gateway", role = .kind.as_str(), taking = if *.reversible { " and takes flows" } else { "" })]
+    NotCertified {
+        /// Role in the hello.
+        kind: Kind,
+        /// Whether it offers to take flows.
+        reversible: bool,
+    },
 }
 
 /// One side of a control stream.
@@ -135,6 +155,8 @@ pub enum ControlError {
 pub struct Control {
     /// Cluster of the peer's certificate.
     peer_cluster: ClusterId,
+    /// What the peer's certificate lets it be.
+    certified: Kind,
     greeted: bool,
     went_away: bool,
     next_sequence: u64,
@@ -143,9 +165,10 @@ pub struct Control {
 }
 
 impl Control {
-    /// A control stream with a peer that its certificate places in `peer_cluster`, and the hello to send.
+    /// A control stream with a peer that its certificate places in `peer_cluster` and lets be `certified`, and the hello to
+    /// send.
     #[must_use]
-    pub fn new(own: &Hello, peer_cluster: ClusterId) -> (Self, v1::Control) {
+    pub fn new(own: &Hello, peer_cluster: ClusterId, certified: Kind) -> (Self, v1::Control) {
         let hello = v1::Hello {
             version_min: version::PROTOCOL_VERSION_MIN,
             version_max: version::PROTOCOL_VERSION,
@@ -155,6 +178,7 @@ impl Control {
         };
         let control = Self {
             peer_cluster,
+            certified,
             greeted: false,
             went_away: false,
             next_sequence: 1,
@@ -218,6 +242,10 @@ impl Control {
             });
         }
         let kind = Kind::parse(&hello.role).ok_or_else(|| ControlError::Role(cut(&hello.role)))?;
+        if self.certified != Kind::Gateway && (kind == Kind::Gateway || hello.reversible) {
+            let reversible = hello.reversible;
+            return Err(ControlError::NotCertified { kind, reversible });
+        }
         self.greeted = true;
         Ok(Action::Established {
             version,
@@ -278,8 +306,8 @@ mod tests {
 
     /// Both sides, greeted.
     fn greeted() -> (Control, Control) {
-        let (mut west, from_west) = Control::new(&own("west"), own("east").cluster);
-        let (mut east, from_east) = Control::new(&own("east"), own("west").cluster);
+        let (mut west, from_west) = Control::new(&own("west"), own("east").cluster, Kind::Gateway);
+        let (mut east, from_east) = Control::new(&own("east"), own("west").cluster, Kind::Gateway);
         let now = Instant::now();
         let expected = |peer| {
             Ok(Some(Action::Established {
@@ -312,7 +340,7 @@ mod tests {
         for (spoil, expected) in table {
             let mut hello = good.clone();
             spoil(&mut hello);
-            let (mut control, _) = Control::new(&own("west"), own("east").cluster);
+            let (mut control, _) = Control::new(&own("west"), own("east").cluster, Kind::Gateway);
             let error = control
                 .handle(Instant::now(), message(v1::control::Message::Hello(hello)))
                 .unwrap_err();
@@ -321,10 +349,49 @@ mod tests {
     }
 
     #[test]
+    fn only_a_certificate_makes_a_gateway() {
+        use Kind::{Gateway, Sidecar};
+        let table = [
+            (Gateway, Gateway, true, true),
+            (Gateway, Sidecar, false, true),
+            (Sidecar, Sidecar, false, true),
+            (Sidecar, Sidecar, true, false),
+            (Sidecar, Gateway, false, false),
+            (Sidecar, Gateway, true, false),
+        ];
+        for (certified, kind, reversible, expected) in table {
+            let cluster = own("east").cluster;
+            let claimed = Hello {
+                cluster: cluster.clone(),
+                kind,
+                reversible,
+            };
+            let (_, hello) = Control::new(&claimed, own("west").cluster, Gateway);
+            let (mut control, _) = Control::new(&own("west"), cluster, certified);
+            match control.handle(Instant::now(), hello) {
+                Ok(Some(Action::Established { peer, .. })) if expected => assert_eq!(peer, claimed),
+                Err(error @ ControlError::NotCertified { .. }) if !expected => {
+                    assert!(error.to_string().contains("not that of a gateway"), "{error}");
+                }
+                other => panic!("{certified:?} {claimed:?}: {other:?}"),
+            }
+        }
+        for (path, kind) in [
+            ("role/gateway", Gateway),
+            ("role/sidecar", Sidecar),
+            ("role/agent", Sidecar),
+            ("ns/shop/sa/gateway", Sidecar),
+        ] {
+            let id = SpiffeId::parse(&format!("spiffe://demo-1/cluster/east/{path}")).unwrap();
+            assert_eq!(Kind::certified(&id), kind, "{id}");
+        }
+    }
+
+    #[test]
     fn nothing_comes_before_the_hello_and_only_one_comes() {
         let now = Instant::now();
         let (mut west, mut east) = greeted();
-        let (mut fresh, hello) = Control::new(&own("west"), own("east").cluster);
+        let (mut fresh, hello) = Control::new(&own("west"), own("east").cluster, Kind::Gateway);
         assert_eq!(fresh.handle(now, east.ping(now)), Err(ControlError::HelloMissing));
         assert_eq!(
             fresh.handle(now, east.go_away("", Duration::ZERO)),

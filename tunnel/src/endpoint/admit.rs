@@ -8,6 +8,7 @@ use tombolo_clusterset::ClusterId;
 use tombolo_trust::{CertificateDer, SpiffeId, TrustError, denied_in_chain, peer_identity};
 
 use super::{Shared, Tunnels};
+use crate::control::Kind;
 use crate::limits::TRUST_CHECK_EVERY;
 use crate::metrics::Direction;
 use crate::shell::carrier::Carrier;
@@ -37,6 +38,7 @@ impl Shared {
         let Identified {
             peer,
             cluster,
+            certified: _,
             chain,
             generation,
             named,
@@ -129,6 +131,7 @@ impl Shared {
             .ok_or_else(|| format!("{peer} is no member of a cluster"))?;
         let named = self.cut.name(remote, &cluster);
         Ok(Identified {
+            certified: Kind::certified(&peer),
             peer,
             cluster,
             chain,
@@ -142,6 +145,8 @@ impl Shared {
 pub(super) struct Identified {
     peer: SpiffeId,
     pub(super) cluster: ClusterId,
+    /// What the peer's certificate lets it be, whatever its hello says.
+    pub(super) certified: Kind,
     chain: Vec<CertificateDer<'static>>,
     generation: u64,
     named: NamedAddress,

@@ -178,7 +178,8 @@ async fn open(
     let identified = shared
         .identify(chain, address, generation)
         .map_err(|error| refused(&error))?;
-    let greeted = greet(&carrier, Direction::Outbound, &shared.own, &identified.cluster).await;
+    let (cluster, certified) = (&identified.cluster, identified.certified);
+    let greeted = greet(&carrier, Direction::Outbound, &shared.own, cluster, certified).await;
     let greeted = greeted.map_err(|error| refused(&error))?;
     drop(named);
     shared

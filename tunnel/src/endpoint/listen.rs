@@ -116,7 +116,8 @@ async fn welcome(
         }
     };
     named(&identified.cluster);
-    let hello = greet(&carrier, Direction::Inbound, &shared.own, &identified.cluster);
+    let (cluster, certified) = (&identified.cluster, identified.certified);
+    let hello = greet(&carrier, Direction::Inbound, &shared.own, cluster, certified);
     let greeted = match tokio::time::timeout(shared.limits.header_timeout, hello).await {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(error)) => {

@@ -23,6 +23,7 @@ on_both_transports!(
     another_cluster_does_not_answer_for_one,
     another_clusterset_is_refused,
     a_sidecar_speaks_for_itself_only,
+    a_workload_does_not_pose_as_its_gateway,
     too_many_tunnels_are_refused,
 );
 
@@ -216,6 +217,45 @@ async fn a_sidecar_speaks_for_itself_only(transport: Transport) {
             ),
             "{reply:?}"
         );
+    }
+}
+
+async fn a_workload_does_not_pose_as_its_gateway(transport: Transport) {
+    let world = World::new();
+    let mut east = Site::start(&world, "east", |_| ()).await;
+    let member = world.member("west");
+    let gateway = crate::EndpointConfig::gateway(member.cluster.clone(), None);
+    let taker = crate::EndpointConfig {
+        reversible: true,
+        ..crate::EndpointConfig::sidecar(member.cluster.clone())
+    };
+    for path in ["ns/shop/sa/client", "role/sidecar"] {
+        for config in [&gateway, &taker] {
+            let impostor = crate::Endpoint::bind(
+                config.clone(),
+                world.identity(&member, path),
+                tombolo_daemon::seam::Seams::host(),
+                std::sync::Arc::new(crate::NoFlows),
+            )
+            .await
+            .unwrap();
+            // Our hello may arrive before the refusal: then the tunnel closes at once.
+            let refused = async {
+                let dialled = impostor.dial(
+                    east.endpoint.local_addr().unwrap(),
+                    &east.member.cluster,
+                    choice(transport),
+                );
+                if let Ok(tunnel) = dialled.await {
+                    tunnel.closed().await;
+                }
+            };
+            tokio::select! {
+                () = refused => {}
+                Some(told) = east.told.recv() => panic!("{path} was let in: {told:?}"),
+            }
+            assert!(east.endpoint.tunnels().is_empty(), "{path}");
+        }
     }
 }
 

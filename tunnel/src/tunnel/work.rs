@@ -11,7 +11,7 @@ use tombolo_clusterset::ClusterId;
 use tombolo_wire::{frame, v1};
 
 use super::{Command, Tunnel, TunnelEvent};
-use crate::control::{Action, Control, ControlError, Hello};
+use crate::control::{Action, Control, ControlError, Hello, Kind};
 use crate::endpoint::Accept;
 use crate::flow::{Flow, IncomingFlow, Running, refuse};
 use crate::header::{FlowHeader, HEADER_MAX, HeaderError};
@@ -56,19 +56,21 @@ pub(crate) enum HelloError {
     Control(#[from] ControlError),
 }
 
-/// Opens or awaits the control stream and says hello on it. The caller bounds the time.
+/// Opens or awaits the control stream and says hello on it, to a peer that its certificate lets be `certified`. The caller
+/// bounds the time.
 pub(crate) async fn greet(
     carrier: &Carrier,
     direction: Direction,
     own: &Hello,
     cluster: &ClusterId,
+    certified: Kind,
 ) -> Result<Greeted, HelloError> {
     let (mut send, mut recv) = match direction {
         Direction::Outbound => carrier.open(CONTROL_AUTHORITY).await?,
         Direction::Inbound => carrier.accept().await.ok_or(HelloError::NoControlStream)?,
     };
     send.prefer();
-    let (mut control, hello) = Control::new(own, cluster.clone());
+    let (mut control, hello) = Control::new(own, cluster.clone(), certified);
     send.write(encode(&hello)?).await?;
     let received: v1::Control = recv.frame(CONTROL_MAX).await?;
     match control.handle(Instant::now(), received)? {
