@@ -48,12 +48,20 @@ pub const PUBLISHERS_MAX: usize = 2 * CLUSTERS_MAX;
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// How long a TLS handshake may take: an honest one takes two round trips.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest gRPC message: one export with its envelope, or one Raft append.
+/// Largest gRPC message of members and operators: what is over a bound of its own is still read, so that it is refused
+/// with its reason instead of ending the stream.
 pub const MESSAGE_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Largest gRPC message among brokers: a Raft append, which has at most [`APPEND_MAX_BYTES`] and one entry of
+/// [`BATCH_MAX_BYTES`], twice over. An append above it would never arrive, and the group would stand still.
+pub const PEER_MESSAGE_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Commands of one log entry: beyond this a batch is not faster.
 pub const BATCH_MAX_COMMANDS: usize = 512;
-/// Bytes of one log entry, so that a Raft append stays below [`MESSAGE_MAX_BYTES`].
-pub const BATCH_MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of one log entry, so that a Raft append stays below [`PEER_MESSAGE_MAX_BYTES`]: the largest command, a drill
+/// report, fits in twice.
+pub const BATCH_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one publish stream that are gathered for one proposal. The command that passes it still fits a log entry:
+/// an export, or the end of a full state of twice [`SERVICES_MAX`] keys of at most 140 bytes.
+pub const PUBLISH_BATCH_BYTES: usize = 1024 * 1024;
 /// Bytes of log entries in one Raft append: it is at most this plus one entry.
 pub const APPEND_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Proposals that wait for the write in flight; more are refused at once, which agents retry with jitter.
@@ -70,3 +78,10 @@ pub const SNAPSHOT_MAX_BYTES: usize = 512 * 1024 * 1024;
 pub const SNAPSHOT_EVERY: u64 = 5_000;
 /// Log entries kept behind a snapshot, so that a broker that was away for a moment needs no snapshot.
 pub const LOG_KEPT: u64 = 1_000;
+
+// One oversized entry in the leader's log would stop replication for all, so these hold by construction.
+const _: () = assert!(2 * (APPEND_MAX_BYTES + BATCH_MAX_BYTES) <= PEER_MESSAGE_MAX_BYTES);
+const _: () =
+    assert!(2 * DRILL_REPORT_MAX_BYTES <= BATCH_MAX_BYTES && 2 * DRILL_REPORT_MAX_BYTES <= MESSAGE_MAX_BYTES);
+const _: () = assert!(PUBLISH_BATCH_BYTES + 2 * SERVICES_MAX * 140 <= BATCH_MAX_BYTES);
+const _: () = assert!(PUBLISH_BATCH_BYTES + 2 * EXPORT_MAX_BYTES <= BATCH_MAX_BYTES);

@@ -26,7 +26,7 @@ pub use drills::{Drills, FinishedDrill, RunningDrill};
 pub use members::{Admission, IssuedKey, Member};
 pub use refusal::{Class, Refusal};
 pub use tokens::TokenRecord;
-pub use trust::{DeniedKey, Stage, Trust};
+pub use trust::{DeniedKey, Stage, Trust, bounded_lagging};
 
 use crate::command::{Batch, Command, Reply};
 

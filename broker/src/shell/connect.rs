@@ -15,7 +15,7 @@ use tombolo_wire::v1::peer_client::PeerClient;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use crate::bounds::{BROKERS_MAX, MESSAGE_MAX_BYTES};
+use crate::bounds::{BROKERS_MAX, PEER_MESSAGE_MAX_BYTES};
 
 /// How long a dial with its handshake may take: several round trips across regions.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,8 +56,8 @@ impl Peers {
             .or_insert_with(|| self.channel(id, address))
             .clone();
         PeerClient::new(channel)
-            .max_decoding_message_size(MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(MESSAGE_MAX_BYTES)
+            .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES)
     }
 
     fn channel(&self, id: u64, address: SocketAddr) -> Channel {

@@ -137,6 +137,7 @@ fn refused(class: Class, message: String) -> Status {
 fn group_status(error: GroupError) -> Status {
     match error {
         GroupError::Unanswered | GroupError::Unknown(_) => Status::unavailable(error.to_string()),
+        GroupError::TooLarge(_) => Status::invalid_argument(error.to_string()),
         GroupError::Overloaded => Status::resource_exhausted(error.to_string()),
     }
 }

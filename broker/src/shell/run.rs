@@ -35,7 +35,7 @@ use super::raft::network::Network;
 use super::raft::reads::Reads;
 use super::raft::types::{Addresses, StorageError};
 use super::renewals::{Leases, Renewals};
-use crate::bounds::{LOG_KEPT, MESSAGE_MAX_BYTES, SNAPSHOT_EVERY};
+use crate::bounds::{LOG_KEPT, MESSAGE_MAX_BYTES, PEER_MESSAGE_MAX_BYTES, SNAPSHOT_EVERY};
 use crate::command::Command;
 use crate::stored::Outcome;
 
@@ -70,12 +70,15 @@ pub enum Error {
     Task(#[from] SuperviseError),
 }
 
-/// Sets the same message bound on every service.
+/// Sets the same message bound both ways.
 macro_rules! sized {
     ($service:expr) => {
+        sized!($service, MESSAGE_MAX_BYTES)
+    };
+    ($service:expr, $most:expr) => {
         $service
-            .max_decoding_message_size(MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(MESSAGE_MAX_BYTES)
+            .max_decoding_message_size($most)
+            .max_encoding_message_size($most)
     };
 }
 
@@ -171,7 +174,10 @@ pub async fn run(config: Config, seams: Seams, shutdown: Shutdown) -> Result<(),
     let tls = server_config(Arc::clone(&trust), Arc::clone(&certs), Permit::AnyBroker, h2);
     let (connections, accept) = incoming(peer, tls, metrics, shutdown.clone());
     tasks.essential("peer-accept", ended(accept));
-    let services = server().add_service(sized!(PeerServer::new(PeerService::new(broker))));
+    let services = server().add_service(sized!(
+        PeerServer::new(PeerService::new(broker)),
+        PEER_MESSAGE_MAX_BYTES
+    ));
     let drain = shutdown.clone();
     tasks.essential("peer", async move {
         Ok(services

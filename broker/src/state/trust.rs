@@ -132,11 +132,7 @@ impl Entry<'_> {
             });
         }
         let member = self.member(cluster)?;
-        let lagging = lagging.chars().scan(0, |len, c| {
-            *len += c.len_utf8();
-            (*len <= LAGGING_MAX_BYTES).then_some(c)
-        });
-        let lagging: String = lagging.collect();
+        let lagging = bounded_lagging(&lagging).to_owned();
         if member.trust_acked != revision || member.lagging != lagging {
             member.trust_acked = revision;
             member.lagging = lagging;
@@ -200,6 +196,13 @@ impl Entry<'_> {
             self.changed.insert(EntryKey::Trust);
         }
     }
+}
+
+/// As much of a member's words as is kept. A broker cuts them before it writes anything, too.
+#[must_use]
+pub fn bounded_lagging(lagging: &str) -> &str {
+    let end = lagging.floor_char_boundary(LAGGING_MAX_BYTES);
+    lagging.get(..end).unwrap_or_default()
 }
 
 fn check_lagging(asked: &'static str, lagging: &[(ClusterId, String)], force: bool) -> Result<(), Refusal> {

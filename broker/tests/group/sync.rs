@@ -1,8 +1,10 @@
 //! Publishing and watching.
 
+use tombolo_broker::bounds::{DRILL_REPORT_MAX_BYTES, EXPORT_MAX_BYTES};
 use tombolo_wire::v1;
 use tombolo_wire::v1::publish_reply::Reply;
 use tombolo_wire::v1::publish_request::Request;
+use tombolo_wire::v1::sync_client::SyncClient;
 use tombolo_wire::v1::watch_event::Event;
 use tonic::Code;
 
@@ -236,5 +238,43 @@ async fn a_silent_member_loses_its_lease_and_regains_it() {
         .await;
     assert!(matches!(publisher.next().await.unwrap(), Reply::LeaseRenewed(_)));
     watch.until(lease(v1::Lease::Alive)).await;
+    group.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_is_refused_before_it_reaches_the_log() {
+    let group = single(26).await;
+    let api = group.node.config.api;
+    let west = group.operator.join(api, "west").await;
+    let mut publisher = full_state(&west, api, &["shop/cart"]).await;
+    let applied = group.operator.status(api).await.applied;
+
+    let mut huge = west.export("shop/cart", 1);
+    let annotation = ("a".to_owned(), "x".repeat(6 * EXPORT_MAX_BYTES));
+    huge.spec.as_mut().unwrap().annotations.extend([annotation]);
+    let Reply::Rejected(rejected) = publisher.upsert(2, huge).await.unwrap() else {
+        panic!("not rejected")
+    };
+    assert!(
+        rejected.reason.contains("at most 1048576 are allowed"),
+        "{rejected:?}"
+    );
+    let report = |bytes| v1::DrillReport {
+        error: "x".repeat(bytes),
+        ..Default::default()
+    };
+    let mut client = SyncClient::new(west.channel(api));
+    let refused = client
+        .report_drill(report(DRILL_REPORT_MAX_BYTES + 1))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert_eq!(group.operator.status(api).await.applied, applied);
+
+    // The largest report reaches the log, where its drill is unknown; the stream goes on.
+    let largest = client.report_drill(report(DRILL_REPORT_MAX_BYTES - 16)).await;
+    assert_eq!(largest.unwrap_err().code(), Code::NotFound);
+    let reply = publisher.upsert(3, west.export("shop/cart", 1)).await.unwrap();
+    assert!(matches!(reply, Reply::Accepted(_)), "{reply:?}");
     group.node.stop().await;
 }

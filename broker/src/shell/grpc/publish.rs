@@ -18,12 +18,12 @@ use tombolo_wire::v1::publish_request::Request as Ask;
 use tonic::{Status, Streaming};
 
 use super::{Broker, check_version, description, group_status, refused};
-use crate::bounds::{BATCH_MAX_BYTES, PUBLISH_WINDOW};
+use crate::bounds::{EXPORT_MAX_BYTES, PUBLISH_BATCH_BYTES, PUBLISH_WINDOW, SERVICES_MAX};
 use crate::command::{Command, Reply};
 use crate::shell::metrics::Counted;
 use crate::shell::raft::batcher::Decided;
-use crate::state::{Class, Refusal};
-use crate::stored::Outcome;
+use crate::state::{Class, Refusal, State, bounded_lagging};
+use crate::stored::{Outcome, encoded_len};
 
 type Replies = ReceiverStream<Result<v1::PublishReply, Status>>;
 
@@ -43,6 +43,18 @@ enum Said {
     Alive,
     /// Nothing to say about it.
     Noted,
+}
+
+impl Said {
+    /// What it brings into the log, bytes: the end of a full state names what many requests before it said.
+    fn bytes(&self, request: usize) -> usize {
+        match self {
+            Self::Proposal { command, .. } if matches!(**command, Command::Retain { .. }) => {
+                encoded_len(command)
+            }
+            _ => request,
+        }
+    }
 }
 
 /// Starts the stream of `cluster`'s agent.
@@ -100,16 +112,23 @@ async fn serve(
                 continue;
             }
         };
-        let mut bytes = first.encoded_len();
-        let mut said = vec![stream.take(first)?];
-        while said.len() < PUBLISH_WINDOW && bytes < BATCH_MAX_BYTES / 2 {
+        let mut bytes = 0;
+        let mut said = Vec::new();
+        let mut next = first;
+        loop {
+            let request = next.encoded_len();
+            let taken = stream.take(next)?;
+            bytes += taken.bytes(request);
+            said.push(taken);
+            if said.len() >= PUBLISH_WINDOW || bytes >= PUBLISH_BATCH_BYTES {
+                break;
+            }
             // Only what has arrived: nothing lingers.
-            let Some(next) = requests.message().now_or_never() else {
+            let Some(arrived) = requests.message().now_or_never() else {
                 break;
             };
-            let Some(next) = next? else { break };
-            bytes += next.encoded_len();
-            said.push(stream.take(next)?);
+            let Some(arrived) = arrived? else { break };
+            next = arrived;
         }
         for reply in stream.decide(said).await? {
             send(replies, reply).await?;
@@ -267,7 +286,7 @@ impl Stream {
                     cluster,
                     epoch,
                     revision: ack.revision,
-                    lagging: ack.lagging,
+                    lagging: bounded_lagging(&ack.lagging).to_owned(),
                 });
                 Said::Proposal {
                     sequence: None,
@@ -279,15 +298,25 @@ impl Stream {
     }
 
     fn upsert(&mut self, upsert: v1::PublishUpsert) -> Said {
-        let key = upsert.export.as_ref().and_then(|export| export.key.clone());
-        let export = match upsert.export.as_ref().map(Export::try_from) {
-            Some(Ok(export)) => export,
-            Some(Err(error)) => return self.reject(upsert.sequence, key, error.to_string()),
-            None => return self.reject(upsert.sequence, key, "field export: is missing".to_owned()),
+        let Some(offered) = upsert.export else {
+            return self.reject(upsert.sequence, None, "field export: is missing".to_owned());
         };
-        if let Some(named) = &mut self.full_state {
-            // Also when it is refused below: a refused change leaves what stood before.
-            named.insert(export.key.clone());
+        let key = offered.key.clone();
+        let bytes = offered.encoded_len();
+        if bytes > EXPORT_MAX_BYTES
+            && let Ok(named) = service_key("key", key.as_ref())
+        {
+            self.name(&named);
+            let refusal = Refusal::ExportTooLarge { key: named, bytes };
+            return self.reject(upsert.sequence, key, refusal.to_string());
+        }
+        let export = match Export::try_from(&offered) {
+            Ok(export) => export,
+            Err(error) => return self.reject(upsert.sequence, key, error.to_string()),
+        };
+        if !self.name(&export.key) {
+            let refusal = Refusal::TooManyServices(export.key);
+            return self.reject(upsert.sequence, key, refusal.to_string());
         }
         if export.cluster != self.cluster {
             let (found, publisher) = (export.cluster, self.cluster.clone());
@@ -307,6 +336,22 @@ impl Stream {
             key,
             command,
         }
+    }
+
+    /// Keeps `key` through the end of the full state, also when its export is refused: a refused change leaves what
+    /// stood before. False when the full state names more than there can be and `key` does not stand.
+    fn name(&mut self, key: &ServiceKey) -> bool {
+        let Some(named) = &mut self.full_state else {
+            return true;
+        };
+        let has_room = named.len() < SERVICES_MAX || named.contains(key) || {
+            let stands = |state: &State| state.export(key, &self.cluster).is_some();
+            self.broker.read(stands)
+        };
+        if has_room {
+            named.insert(key.clone());
+        }
+        has_room
     }
 
     /// One bad export is rejected; the others stand.

@@ -12,8 +12,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::publish::publish;
 use super::watch::{Watcher, watch};
-use super::{Broker, agent, caller, check_signer, check_version, denied, unauthenticated};
+use super::{Broker, agent, caller, check_signer, check_version, denied, refused, unauthenticated};
+use crate::bounds::DRILL_REPORT_MAX_BYTES;
 use crate::command::Command;
+use crate::state::Refusal;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -66,9 +68,14 @@ impl Sync for SyncService {
     ) -> Result<Response<v1::ReportDrillReply>, Status> {
         let cluster = agent(&self.broker, &request)?;
         let report = request.into_inner();
+        let (drill, bytes) = (report.drill, report.encoded_len());
+        if bytes > DRILL_REPORT_MAX_BYTES {
+            let refusal = Refusal::DrillReportTooLarge { drill, bytes };
+            return Err(refused(refusal.class(), refusal.to_string()));
+        }
         let command = Command::ReportDrill {
             cluster,
-            drill: DrillId(report.drill),
+            drill: DrillId(drill),
             report: report.encode_to_vec().into(),
         };
         self.broker.decide(command).await?;

@@ -32,10 +32,13 @@ pub enum Attempt {
     Lost(String),
     /// [`PROPOSALS_MAX`] wait already.
     Overloaded,
+    /// So many bytes are more than one log entry holds; nothing was written.
+    TooLarge(usize),
 }
 
 struct Proposal {
     commands: Vec<Command>,
+    size: Size,
     answer: oneshot::Sender<Result<Decided, Attempt>>,
 }
 
@@ -61,9 +64,18 @@ impl Batcher {
     /// # Errors
     /// [`Attempt`] says what is known of its fate.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Decided, Attempt> {
+        let size = Size::of(&commands);
+        // An entry that no append can carry would stop the whole group.
+        if size.bytes > BATCH_MAX_BYTES {
+            return Err(Attempt::TooLarge(size.bytes));
+        }
         let (answer, decided) = oneshot::channel();
         self.proposals
-            .try_send(Proposal { commands, answer })
+            .try_send(Proposal {
+                commands,
+                size,
+                answer,
+            })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => Attempt::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Attempt::NotLeader,
@@ -80,15 +92,18 @@ async fn write_batches(
     metrics: Metrics,
     mut incoming: mpsc::Receiver<Proposal>,
 ) {
-    while let Some(first) = incoming.recv().await {
-        let mut size = Size::of(&first);
-        let mut batch = vec![first];
-        while size.has_room() {
-            let Ok(next) = incoming.try_recv() else { break };
-            size = size + Size::of(&next);
-            batch.push(next);
-        }
-        let mut commands = Vec::with_capacity(size.commands);
+    let mut left_over = None;
+    loop {
+        let first = match left_over.take() {
+            Some(first) => first,
+            None => match incoming.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        let batch;
+        (batch, left_over) = gather(first, || incoming.try_recv().ok());
+        let mut commands = Vec::new();
         let mut answers = Vec::with_capacity(batch.len());
         for proposal in batch {
             answers.push((proposal.commands.len(), proposal.answer));
@@ -128,6 +143,20 @@ async fn write_batches(
     }
 }
 
+/// The next batch: `first` and what follows it, up to the first that does not fit, which begins the batch after.
+fn gather(first: Proposal, mut next: impl FnMut() -> Option<Proposal>) -> (Vec<Proposal>, Option<Proposal>) {
+    let mut size = first.size;
+    let mut batch = vec![first];
+    while let Some(next) = next() {
+        size = size + next.size;
+        if !size.fits() {
+            return (batch, Some(next));
+        }
+        batch.push(next);
+    }
+    (batch, None)
+}
+
 /// What a batch holds so far.
 #[derive(Clone, Copy)]
 struct Size {
@@ -136,16 +165,15 @@ struct Size {
 }
 
 impl Size {
-    fn of(proposal: &Proposal) -> Self {
-        let bytes = proposal.commands.iter().map(encoded_len).sum();
+    fn of(commands: &[Command]) -> Self {
         Self {
-            commands: proposal.commands.len(),
-            bytes,
+            commands: commands.len(),
+            bytes: commands.iter().map(encoded_len).sum(),
         }
     }
 
-    fn has_room(self) -> bool {
-        self.commands < BATCH_MAX_COMMANDS && self.bytes < BATCH_MAX_BYTES
+    fn fits(self) -> bool {
+        self.commands <= BATCH_MAX_COMMANDS && self.bytes <= BATCH_MAX_BYTES
     }
 }
 
@@ -156,5 +184,59 @@ impl std::ops::Add for Size {
             commands: self.commands + other.commands,
             bytes: self.bytes + other.bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(commands: usize, bytes: usize) -> Proposal {
+        Proposal {
+            commands: Vec::new(),
+            size: Size { commands, bytes },
+            answer: oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn a_batch_closes_before_what_would_pass_its_bounds() {
+        let (half, most) = (BATCH_MAX_BYTES / 2, BATCH_MAX_BYTES);
+        let table: [(&[(usize, usize)], usize); 6] = [
+            (&[(1, 10)], 1),
+            (&[(1, half), (1, half), (1, 1)], 2),
+            (&[(1, half), (1, half + 1)], 1),
+            (&[(1, 1), (1, most), (1, 1)], 1),
+            (&[(BATCH_MAX_COMMANDS, 1), (1, 1)], 1),
+            (&[(2 * BATCH_MAX_COMMANDS, 1), (1, 1)], 1),
+        ];
+        for (sizes, taken) in table {
+            let mut waiting = sizes.iter().map(|(commands, bytes)| proposal(*commands, *bytes));
+            let first = waiting.next().unwrap();
+            let (batch, left_over) = gather(first, || waiting.next());
+            let begun = usize::from(left_over.is_some());
+            assert_eq!(
+                (batch.len(), begun),
+                (taken, usize::from(sizes.len() > taken)),
+                "{sizes:?}"
+            );
+            assert_eq!(waiting.count(), sizes.len() - taken - begun, "none is lost");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_entry_holds_is_refused_before_it_is_written() {
+        let (proposals, mut incoming) = mpsc::channel(1);
+        let report = Command::ReportDrill {
+            cluster: tombolo_clusterset::ClusterId::parse("west").unwrap(),
+            drill: tombolo_clusterset::DrillId(1),
+            report: vec![0; BATCH_MAX_BYTES].into(),
+        };
+        let refused = Batcher { proposals }.propose(vec![report]).await;
+        assert!(
+            matches!(refused, Err(Attempt::TooLarge(bytes)) if bytes > BATCH_MAX_BYTES),
+            "{refused:?}"
+        );
+        assert!(incoming.recv().await.is_none());
     }
 }

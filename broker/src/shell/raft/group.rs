@@ -14,7 +14,7 @@ use super::batcher::{Attempt, Batcher, Decided};
 use super::machine::Replica;
 use super::reads::Reads;
 use super::types::{Metrics, Raft};
-use crate::bounds::PROPOSE_TIMEOUT;
+use crate::bounds::{BATCH_MAX_BYTES, PROPOSE_TIMEOUT};
 use crate::command::Command;
 use crate::shell::config::Timing;
 use crate::shell::connect::Peers;
@@ -32,6 +32,9 @@ pub enum GroupError {
     /// Too many wait.
     #[error("the broker is overloaded: too many writes wait; try again a little later")]
     Overloaded,
+    /// Nothing was written.
+    #[error("the change has {0} bytes; at most {BATCH_MAX_BYTES} are written at once: split it")]
+    TooLarge(usize),
     /// It may have been written or not, and must not be repeated blindly.
     #[error("the answer was lost ({0}); see with `tombolo status` whether it was done before you repeat it")]
     Unknown(String),
@@ -164,6 +167,7 @@ impl Group {
                 match attempt {
                     Ok(decided) => return Ok(decided),
                     Err(Attempt::Overloaded) => return Err(GroupError::Overloaded),
+                    Err(Attempt::TooLarge(bytes)) => return Err(GroupError::TooLarge(bytes)),
                     Err(Attempt::Lost(why)) if !may_be_repeated => return Err(GroupError::Unknown(why)),
                     Err(Attempt::Lost(why)) => tracing::debug!(why, "proposal lost; trying again"),
                     Err(Attempt::NotLeader) => {}
@@ -238,9 +242,11 @@ impl Group {
     }
 
     async fn forward(&self, id: u64, address: SocketAddr, commands: &[Command]) -> Result<Decided, Attempt> {
-        let request = v1::ForwardRequest {
-            command: encode_commands(commands),
-        };
+        let command = encode_commands(commands);
+        if command.len() > BATCH_MAX_BYTES {
+            return Err(Attempt::TooLarge(command.len()));
+        }
+        let request = v1::ForwardRequest { command };
         let reply = self.peers.client(id, address).forward(request).await;
         let reply = reply.map_err(|status| attempt_of(&status))?.into_inner();
         let outcomes =
@@ -271,6 +277,7 @@ pub fn status_of(attempt: &Attempt) -> tonic::Status {
         Attempt::Overloaded => {
             tonic::Status::resource_exhausted("too many writes wait; try again a little later")
         }
+        Attempt::TooLarge(bytes) => tonic::Status::invalid_argument(GroupError::TooLarge(*bytes).to_string()),
         Attempt::Lost(why) => tonic::Status::unavailable(why.clone()),
     }
 }
