@@ -37,7 +37,7 @@ pub struct Trust {
 pub struct Watched {
     /// Incarnation of the clusterset; 0 when none was heard yet.
     pub incarnation: u64,
-    /// Log index.
+    /// Log index of the batch that last changed anything here: what the cache holds, and so what may be served.
     pub revision: u64,
     /// Members, this cluster included.
     pub members: BTreeMap<ClusterId, ClusterView>,
@@ -125,6 +125,8 @@ pub enum WatchError {
 #[derive(Debug, Clone, Default)]
 pub struct WatchState {
     current: Watched,
+    /// Log index that the broker has come to, changes or not: only for resuming, since no cache keeps it.
+    heard: u64,
     fresh: bool,
     confirmed_unix_ms: u64,
     staging: Option<Watched>,
@@ -143,6 +145,7 @@ impl WatchState {
     #[must_use]
     pub fn restored(current: Watched, confirmed_unix_ms: u64) -> Self {
         Self {
+            heard: current.revision,
             current,
             confirmed_unix_ms,
             ..Self::default()
@@ -176,7 +179,7 @@ impl WatchState {
     /// Where to resume: (incarnation, revision).
     #[must_use]
     pub fn resume_from(&self) -> (u64, u64) {
-        (self.current.incarnation, self.current.revision)
+        (self.current.incarnation, self.heard)
     }
 
     /// The stream broke: what it left half said is dropped, and leases are not believed any more. True when that is news.
@@ -224,7 +227,7 @@ impl WatchState {
                     .take()
                     .ok_or(WatchError::OutOfOrder("InitDone without Init"))?;
                 let (incarnation, revision) = (done.incarnation, done.revision);
-                let ours = (self.current.incarnation, self.current.revision);
+                let ours = self.resume_from();
                 if (incarnation, revision) < ours {
                     return Err(WatchError::Behind {
                         incarnation,
@@ -235,6 +238,7 @@ impl WatchState {
                 }
                 (staged.incarnation, staged.revision) = (incarnation, revision);
                 self.current = staged;
+                self.heard = revision;
                 let changes = Changes {
                     all: true,
                     any: true,
@@ -258,7 +262,10 @@ impl WatchState {
                 for change in std::mem::take(&mut self.pending) {
                     self.rejected += change.carry_out(&mut self.current, &mut changes, &mut reject);
                 }
-                self.current.revision = self.current.revision.max(progress.revision);
+                self.heard = self.heard.max(progress.revision);
+                if changes.any {
+                    self.current.revision = self.heard;
+                }
                 Ok(self.confirm(changes, &progress))
             }
         }

@@ -35,7 +35,8 @@ pub const VIPS_FILE: &str = "vips.json";
 /// UIDs and times of exports.
 pub const SIGHTINGS_FILE: &str = "exports.json";
 
-/// The cache is written at most this often: what it misses, the next broker tells again.
+/// The cache is written at most this often, but for what must not be undone by a crash: what it misses, the next broker tells
+/// again.
 const CACHE_EVERY: Duration = Duration::from_secs(1);
 
 /// With no cache and no broker for so long, what this cluster has itself is served: its own pods must not wait for others. A
@@ -98,6 +99,8 @@ struct Round {
     store_again_at: Option<Instant>,
     cache_at: Option<Instant>,
     cached_at: Option<Instant>,
+    /// Members or trust changed: the cache comes before the snapshot, or a crash would let an evicted cluster in again.
+    cache_first: bool,
 }
 
 impl Agent {
@@ -123,6 +126,7 @@ impl Agent {
             store_again_at: None,
             cache_at: None,
             cached_at: None,
+            cache_first: false,
         };
         loop {
             let drill_end = self
@@ -150,10 +154,13 @@ impl Agent {
                 () = sleep_until(round.alone_at), if self.snapshots.borrow().is_none() && self.seams.clock.now() < round.alone_at => {}
                 else => return if shutdown.is_draining() { Ok(()) } else { Err("the tasks that feed the agent have died".into()) },
             }
+            if std::mem::take(&mut round.cache_first) {
+                self.store_cache(&mut round).await;
+            }
             self.take_trust(&mut round);
             self.step(&mut round).await;
         }
-        if round.cache_at.is_some() {
+        if self.reconciler.knows_the_clusterset() {
             self.store_cache(&mut round).await;
         }
         Ok(())
@@ -255,6 +262,7 @@ impl Agent {
             self.schedule_cache(round);
         }
         round.trust_changed |= changes.trust;
+        round.cache_first |= changes.members || changes.trust;
         if changes.drills {
             self.take_drill();
         }

@@ -176,6 +176,23 @@ fn what_changed_is_told() {
 }
 
 #[test]
+fn a_revision_that_changed_nothing_is_for_resuming_only() {
+    let mut state = started();
+    feed(&mut state, vec![progress(1, 15)]).unwrap();
+    assert_eq!((state.current().revision, state.resume_from()), (10, (1, 15)));
+    assert!(
+        matches!(
+            feed(&mut state, vec![init(1), done(1, 14)]),
+            Err(WatchError::Behind { ours: 15, .. })
+        ),
+        "a broker that is behind what was heard"
+    );
+    state.lost();
+    feed(&mut state, vec![delete("a"), progress(1, 16)]).unwrap();
+    assert_eq!((state.current().revision, state.resume_from()), (16, (1, 16)));
+}
+
+#[test]
 fn a_stream_that_makes_no_sense_is_dropped() {
     let behind = WatchError::Behind {
         incarnation: 1,

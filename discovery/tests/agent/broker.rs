@@ -206,6 +206,15 @@ impl Core {
         revision
     }
 
+    /// Commits what no watcher is told of, as a token or an election.
+    pub(crate) fn commit_unseen(&self) {
+        let mut state = self.state.lock();
+        state.revision += 1;
+        let revision = state.revision;
+        drop(state);
+        self.changed.send_replace(revision);
+    }
+
     pub(crate) fn delete(&self, name: &str, key: v1::entry_key::Key) {
         let mut state = self.state.lock();
         state.revision += 1;

@@ -314,6 +314,60 @@ async fn an_agent_publishes_watches_and_outlives_its_brokers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_started_with_no_broker_is_not_behind_what_it_served() {
+    let mut broker = FakeBroker::start();
+    let mut site = Site::joined("west", &broker).await;
+    site.write("web", &["127.0.0.5"]);
+    broker.core.member("east", v1::Lease::Alive);
+    site.start();
+    let feed = site.feed();
+    until(&feed, "fresh", |snapshot| {
+        snapshot.fresh && snapshot.clusters.contains_key(&cluster("east"))
+    })
+    .await;
+    eventually("published", || broker.core.exports().len() == 1).await;
+    broker
+        .core
+        .delete("member east", v1::entry_key::Key::Member("east".to_owned()));
+    until(&feed, "evicted", |snapshot| {
+        !snapshot.clusters.contains_key(&cluster("east"))
+    })
+    .await;
+    let bytes = std::fs::read(site.config.site.data_dir.join("snapshot.bin")).unwrap();
+    let cached = tombolo_discovery::cache::decode(&cluster("west"), &bytes).unwrap();
+    assert!(
+        !cached.watched.members.contains_key(&cluster("east")),
+        "an eviction is stored before it is served"
+    );
+
+    for _ in 0..5 {
+        broker.core.commit_unseen();
+    }
+    let told = site.inspect().await.confirmed_unix_ms;
+    broker.core.commit_unseen();
+    let deadline = Instant::now() + WAIT;
+    while site.inspect().await.confirmed_unix_ms <= told {
+        assert!(Instant::now() < deadline, "the broker's word arrives");
+    }
+    broker.stop();
+    let lost = until(&feed, "the broker is gone", |snapshot| !snapshot.fresh).await;
+    site.stop().await;
+    site.write("web", &["127.0.0.5", "127.0.0.6"]);
+    site.start();
+    let after = until(&feed, "a role that saw more takes the new snapshot", |snapshot| {
+        addresses(snapshot, "web", "west").len() == 2
+    })
+    .await;
+    assert!(
+        after.version > lost.version,
+        "{:?} after {:?}",
+        after.version,
+        lost.version
+    );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn inspect_tells_conditions_and_errors() {
     let broker = FakeBroker::start();
     let mut site = Site::joined("west", &broker).await;
