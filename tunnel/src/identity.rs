@@ -11,16 +11,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use parking_lot::Mutex;
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tombolo_clusterset::{ClusterId, Snapshot};
 use tombolo_daemon::backoff::Backoff;
 use tombolo_daemon::seam::Seams;
 use tombolo_daemon::shutdown::Shutdown;
 use tombolo_trust::shell::files::{FileError, IdentityDir};
 use tombolo_trust::{
-    CertStore, CertificateDer, Fingerprint, Identity, Permit, SpiffeId, TrustDomain, TrustState, TrustStore,
-    client_config, new_key_and_csr, server_config,
+    CertStore, CertificateDer, Fingerprint, Identity, Permit, PrivateKeyDer, SpiffeId, TrustDomain,
+    TrustState, TrustStore, client_config, new_key_and_csr, server_config,
 };
 use tombolo_wire::local::connect_uds;
 use tombolo_wire::v1;
@@ -115,6 +116,8 @@ impl LocalIdentity {
             dir: IdentityDir::new(&config.cache_dir),
             config,
             seams,
+            unsaved: Mutex::default(),
+            changed: Notify::new(),
         };
         let identity = match keeper.cached().await {
             Some((identity, trust)) => Self::fixed(CertStore::new(identity), TrustStore::new(trust)),
@@ -123,6 +126,7 @@ impl LocalIdentity {
                     issued = keeper.issue_until_done() => issued,
                     () = shutdown.drain() => return Err(LocalIdentityError::ShutDown),
                 };
+                keeper.save(&trust).await;
                 Self::fixed(CertStore::new(identity), TrustStore::new(trust))
             }
         };
@@ -191,6 +195,16 @@ struct Keeper {
     config: IdentityConfig,
     dir: IdentityDir,
     seams: Seams,
+    /// The newest certificate, until it is on disk.
+    unsaved: Mutex<Option<Leaf>>,
+    /// Told when certificate or trust are newer than what is on disk.
+    changed: Notify,
+}
+
+/// What the agent signed, and the key that belongs to it.
+struct Leaf {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
 }
 
 impl Keeper {
@@ -255,7 +269,7 @@ impl Keeper {
         }
     }
 
-    /// Asks the agent for a certificate over a new key, and caches it.
+    /// Asks the agent for a certificate over a new key, and leaves it to be saved.
     async fn issue(&self) -> Result<(Identity, TrustState), LocalIdentityError> {
         let socket = &self.config.agent_socket;
         let unusable = |reason: String| LocalIdentityError::Answer {
@@ -303,20 +317,27 @@ impl Keeper {
             .iter()
             .filter_map(|key| <[u8; 32]>::try_from(key.as_ref()).ok());
         let trust = trust_state(&bundle.trust_domain, roots, denied, bundle.revision).map_err(unusable)?;
-        let (dir, roots) = (self.dir.clone(), trust.roots().to_vec());
-        let saved = tokio::task::spawn_blocking(move || {
-            dir.save(&chain, &key)?;
-            dir.save_roots(&roots)
-        });
-        // A full disk costs the next start its head start, not this one its certificate.
-        match saved.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "certificate is not cached"),
-            Err(error) => tracing::warn!(%error, "certificate is not cached"),
-        }
-        self.save_denied(&trust).await;
+        *self.unsaved.lock() = Some(Leaf { chain, key });
         tracing::info!(id = %identity.id(), not_after = ?identity.validity().not_after, "certificate issued");
         Ok((identity, trust))
+    }
+
+    /// Saves what is newer than the cache. A full disk costs the next start its head start, not this one its certificate.
+    async fn save(&self, trust: &TrustState) {
+        let leaf = self.unsaved.lock().take();
+        let (dir, roots) = (self.dir.clone(), trust.roots().to_vec());
+        let saved = tokio::task::spawn_blocking(move || {
+            if let Some(Leaf { chain, key }) = leaf {
+                dir.save(&chain, &key)?;
+            }
+            dir.save_roots(&roots)
+        });
+        match saved.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "certificate and roots are not cached"),
+            Err(error) => tracing::warn!(%error, "certificate and roots are not cached"),
+        }
+        self.save_denied(trust).await;
     }
 
     async fn save_denied(&self, trust: &TrustState) {
@@ -341,15 +362,28 @@ impl Keeper {
         id.to_string() == expected
     }
 
-    /// Renews, and takes in trust, for ever.
+    /// Renews, takes in trust and saves both, for ever. Saving stands beside: no eviction waits for a disk.
     async fn keep(&self, identity: LocalIdentity) {
+        let saving = async {
+            loop {
+                self.changed.notified().await;
+                self.save(&identity.trust.load()).await;
+            }
+        };
+        tokio::select! {
+            () = self.renew(&identity) => {}
+            () = saving => {}
+        }
+    }
+
+    async fn renew(&self, identity: &LocalIdentity) {
         let mut rng = self.seams.entropy.rng();
         let mut backoff = Backoff::default();
         let mut snapshots = self.config.snapshots.clone();
         let mut random = rng.random();
         let mut retry = None;
         loop {
-            self.take_trust(&identity, &mut snapshots).await;
+            self.take_trust(identity, &mut snapshots);
             let due = identity
                 .certs
                 .load()
@@ -373,6 +407,7 @@ impl Keeper {
                 Ok((renewed, trust)) => {
                     identity.renew(renewed);
                     replace(&identity.trust, trust);
+                    self.changed.notify_one();
                     backoff.reset();
                     random = rng.random();
                 }
@@ -386,11 +421,7 @@ impl Keeper {
     }
 
     /// Takes roots and evictions from the newest snapshot.
-    async fn take_trust(
-        &self,
-        identity: &LocalIdentity,
-        snapshots: &mut watch::Receiver<Option<Arc<Snapshot>>>,
-    ) {
+    fn take_trust(&self, identity: &LocalIdentity, snapshots: &mut watch::Receiver<Option<Arc<Snapshot>>>) {
         let Some(snapshot) = snapshots.borrow_and_update().clone() else {
             return;
         };
@@ -413,14 +444,8 @@ impl Keeper {
         let denied = snapshot.denied.iter().copied();
         match trust_state(&snapshot.trust_domain, roots, denied, snapshot.version.revision) {
             Ok(trust) => {
-                let (dir, roots) = (self.dir.clone(), trust.roots().to_vec());
-                match tokio::task::spawn_blocking(move || dir.save_roots(&roots)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "roots are not cached"),
-                    Err(error) => tracing::warn!(%error, "roots are not cached"),
-                }
-                self.save_denied(&trust).await;
                 replace(&identity.trust, trust);
+                self.changed.notify_one();
             }
             Err(error) => tracing::warn!(
                 error,

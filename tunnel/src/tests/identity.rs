@@ -1,19 +1,24 @@
 //! The certificate of a process: from the agent, from the cache, and with the snapshot's trust.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tombolo_clusterset::{ClusterId, Snapshot};
-use tombolo_daemon::seam::Seams;
+use tombolo_daemon::seam::disk::HostDisk;
+use tombolo_daemon::seam::{self, Seams};
 use tombolo_daemon::shutdown::Shutdown;
+use tombolo_trust::Fingerprint;
 use tombolo_wire::v1;
 use tonic::{Request, Response, Status};
 
-use super::site::{Member, World, cluster_id};
+use super::site::{Member, PATIENCE, World, cluster_id};
 use crate::{IdentityConfig, LocalIdentity, LocalIdentityError};
 
 /// Signs what a process asks for, and serves nothing else.
@@ -109,6 +114,10 @@ impl Machine {
     }
 
     async fn start(&self, cluster: ClusterId) -> Result<LocalIdentity, LocalIdentityError> {
+        self.start_on(cluster, Seams::host()).await
+    }
+
+    async fn start_on(&self, cluster: ClusterId, seams: Seams) -> Result<LocalIdentity, LocalIdentityError> {
         let config = IdentityConfig {
             cluster,
             subject: "role/gateway".to_owned(),
@@ -116,7 +125,63 @@ impl Machine {
             cache_dir: self.dir.path().join("leaf/gateway"),
             snapshots: self.snapshots.subscribe(),
         };
-        LocalIdentity::start(config, Seams::host(), self.shutdown.clone()).await
+        LocalIdentity::start(config, seams, self.shutdown.clone()).await
+    }
+
+    /// A snapshot that evicts the clusters of these intermediates.
+    fn evict(&self, world: &World, evicted: &[Fingerprint]) {
+        let mut snapshot = Snapshot::empty(cluster_id("west"));
+        snapshot.trust_domain = world.root.trust_domain().to_string();
+        snapshot.roots = vec![world.root.cert().to_vec()];
+        snapshot.denied = evicted.iter().map(|key| *key.as_bytes()).collect();
+        self.snapshots.send_replace(Some(Arc::new(snapshot)));
+    }
+}
+
+async fn in_force(identity: &LocalIdentity, evicted: Fingerprint) {
+    let denied = async {
+        while !identity.trust().load().denied().contains(&evicted) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, denied)
+        .await
+        .expect("the eviction arrives");
+}
+
+/// The host's disk until it is told to fail.
+#[derive(Debug, Default)]
+struct Disk {
+    host: HostDisk,
+    stuck: AtomicBool,
+}
+
+impl seam::disk::Disk for Disk {
+    fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Vec<u8>>> {
+        self.host.read(path)
+    }
+
+    fn write_atomic<'a>(&'a self, path: &'a Path, bytes: Vec<u8>) -> BoxFuture<'a, io::Result<()>> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
+        self.host.write_atomic(path, bytes)
+    }
+
+    fn append<'a>(&'a self, path: &'a Path, bytes: Vec<u8>) -> BoxFuture<'a, io::Result<()>> {
+        self.host.append(path, bytes)
+    }
+
+    fn remove<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        self.host.remove(path)
+    }
+
+    fn list<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, io::Result<Vec<String>>> {
+        self.host.list(directory)
+    }
+
+    fn create_dir_all<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        self.host.create_dir_all(directory)
     }
 }
 
@@ -173,21 +238,39 @@ async fn evictions_come_with_the_snapshot_and_survive_a_restart() {
     let machine = Machine::new();
     let agent = serve(&world, &member, &machine.socket());
     let identity = machine.start(cluster_id("west")).await.unwrap();
-    let mut snapshot = Snapshot::empty(cluster_id("west"));
-    snapshot.trust_domain = world.root.trust_domain().to_string();
-    snapshot.roots = vec![world.root.cert().to_vec()];
-    snapshot.denied = vec![*evicted.as_bytes()];
-    machine.snapshots.send_replace(Some(Arc::new(snapshot)));
-    let denied = async {
-        while !identity.trust().load().denied().contains(&evicted) {
+    machine.evict(&world, &[evicted]);
+    in_force(&identity, evicted).await;
+    let saved = async {
+        let path = machine.dir.path().join("leaf/gateway/denied");
+        while !std::fs::read_to_string(&path).is_ok_and(|keys| keys.len() > 64) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), denied)
+    tokio::time::timeout(PATIENCE, saved)
         .await
-        .expect("the eviction arrives");
+        .expect("the eviction is saved");
     agent.abort();
     machine.snapshots.send_replace(None);
     let again = machine.start(cluster_id("west")).await.unwrap();
     assert!(again.trust().load().denied().contains(&evicted));
+}
+
+#[tokio::test]
+async fn an_eviction_does_not_wait_for_the_disk() {
+    let world = World::new();
+    let member = Arc::new(world.member("west"));
+    let machine = Machine::new();
+    let _agent = serve(&world, &member, &machine.socket());
+    let disk = Arc::new(Disk::default());
+    let seams = Seams {
+        disk: Arc::clone(&disk) as _,
+        ..Seams::host()
+    };
+    let identity = machine.start_on(cluster_id("west"), seams).await.unwrap();
+    disk.stuck.store(true, Ordering::Relaxed);
+    let evicted = [world.member("east").key(), world.member("north").key()];
+    for count in 1..=evicted.len() {
+        machine.evict(&world, &evicted[..count]);
+        in_force(&identity, evicted[count - 1]).await;
+    }
 }
