@@ -111,7 +111,10 @@ pub(crate) async fn add(operators: &Operators, request: &Request) -> Result<()> 
     let identity = IdentityDir::new(data.join("identity"));
     let roots = certificate.trust.map(|trust| trust.roots).unwrap_or_default();
     let roots: Vec<CertificateDer<'static>> = roots.into_iter().map(|root| root.to_vec().into()).collect();
-    identity.save(&[certificate.certificate.to_vec().into()], &key)?;
+    // Leaf and root: a cluster that joins knows the broker by the root that its token pins.
+    let leaf: CertificateDer<'static> = certificate.certificate.to_vec().into();
+    let chain: Vec<CertificateDer<'static>> = std::iter::once(leaf).chain(roots.last().cloned()).collect();
+    identity.save(&chain, &key)?;
     identity.save_roots(&roots)?;
     write_secret(&data.join("kek"), &kek_bytes)?;
     let admitted = v1::AddBrokerRequest {
