@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tombolo_clusterset::{Export, ServiceKey};
 use tombolo_wire::v1;
@@ -78,6 +79,7 @@ pub struct Publisher {
     granted: bool,
     epoch: u64,
     incarnation: u64,
+    lease_term: Option<Duration>,
 }
 
 impl Publisher {
@@ -117,6 +119,7 @@ impl Publisher {
         self.granted = true;
         self.epoch = grant.epoch;
         self.incarnation = grant.incarnation;
+        self.lease_term = Some(Duration::from_millis(grant.lease_term_ms));
         self.dirty = self.wanted.keys().cloned().collect();
     }
 
@@ -136,6 +139,12 @@ impl Publisher {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// The lease term that was granted last; None before the first grant.
+    #[must_use]
+    pub fn lease_term(&self) -> Option<Duration> {
+        self.lease_term
     }
 
     /// The next message; None when all is sent, or too much is unacknowledged.

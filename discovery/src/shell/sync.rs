@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tombolo_clusterset::{Export, ServiceKey};
 use tombolo_daemon::backoff::Backoff;
@@ -48,6 +48,10 @@ const RENEWALS_PER_TERM: u32 = 4;
 
 /// Renewals are never closer than this, whatever term a broker grants.
 const RENEW_MIN: Duration = Duration::from_millis(100);
+
+/// A broker that hears no quorum for this many lease terms is left: one passes in an election, and another broker may well be
+/// on the side of the quorum.
+const STALE_TERMS: u32 = 2;
 
 /// How often a session that a drill keeps from opening looks whether it still does.
 const SILENCE_CHECK: Duration = Duration::from_millis(100);
@@ -128,6 +132,10 @@ enum Ended {
     Slow(&'static str),
     #[error("the agent does not follow this broker's watch")]
     NotFollowed,
+    #[error("it confirmed no lease for {} ms, a whole lease term; it may be cut off from its group", .0.as_millis())]
+    NotRenewed(Duration),
+    #[error("it has not heard from a quorum for {} ms", .0.as_millis())]
+    Stale(Duration),
 }
 
 impl Session {
@@ -176,7 +184,9 @@ impl Session {
         self.metrics.broker_sessions.inc();
         self.channel.send_replace(Some(channel.clone()));
         let client = SyncClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let watching = watch_stream(client.clone(), broker, self.to_agent.clone());
+        let publisher = Arc::clone(&self.publisher);
+        let stale_after = move || publisher.lock().lease_term().unwrap_or(OPEN_TIME) * STALE_TERMS;
+        let watching = watch_stream(client.clone(), broker, self.to_agent.clone(), stale_after);
         let abandon = Arc::clone(&self.abandon);
         let publishing = self.publish_until_superseded(client);
         tokio::select! {
@@ -264,12 +274,18 @@ impl Session {
         };
         let every = (term / RENEWALS_PER_TERM).max(RENEW_MIN);
         let mut renew_at = self.seams.clock.now();
+        let mut renewed_at = renew_at;
         self.trust_ack.mark_changed();
         loop {
             let has_room = self.pump(&outbox);
             tokio::select! {
                 reply = replies.message() => match reply {
-                    Ok(Some(reply)) => self.take_reply(reply),
+                    Ok(Some(reply)) => {
+                        if matches!(reply.reply, Some(Reply::LeaseRenewed(_))) {
+                            renewed_at = self.seams.clock.now();
+                        }
+                        self.take_reply(reply);
+                    }
                     Ok(None) => return Ended::Closed("publish"),
                     Err(status) => return failed(status),
                 },
@@ -280,8 +296,14 @@ impl Session {
                     }
                 }
                 () = sleep_until(renew_at) => {
-                    renew_at = self.seams.clock.now() + every;
-                    if !self.is_silenced() {
+                    let now = self.seams.clock.now();
+                    renew_at = now + every;
+                    if self.is_silenced() {
+                        // Who asks for nothing is owed nothing.
+                        renewed_at = now;
+                    } else if now.duration_since(renewed_at) >= term.max(every) {
+                        return Ended::NotRenewed(now.duration_since(renewed_at));
+                    } else {
                         let unix_ms = unix_ms(self.seams.clock.wall());
                         // A full outbox means that the broker is slow, and what waits there is a sign of life too.
                         let _ = outbox.try_send(request(Request::RenewLease(v1::PublishRenewLease { unix_ms })));
@@ -289,10 +311,14 @@ impl Session {
                 }
                 Ok(()) = self.trust_ack.changed() => {
                     let TrustAck { revision, lagging } = self.trust_ack.borrow_and_update().clone();
-                    if revision != 0
-                        && outbox.send(request(Request::TrustAck(v1::PublishTrustAck { revision, lagging }))).await.is_err()
-                    {
-                        return Ended::Closed("publish");
+                    let ack = request(Request::TrustAck(v1::PublishTrustAck { revision, lagging }));
+                    if revision != 0 {
+                        // A broker that reads nothing must not hold up the look at the lease.
+                        match timeout(term, outbox.send(ack)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(_)) => return Ended::Closed("publish"),
+                            Err(_) => return Ended::NotRenewed(term),
+                        }
                     }
                 }
                 permit = outbox.reserve(), if !has_room => {
@@ -385,6 +411,7 @@ async fn watch_stream(
     mut client: SyncClient<Channel>,
     broker: SocketAddr,
     to_agent: mpsc::Sender<FromBroker>,
+    stale_after: impl Fn() -> Duration,
 ) -> Ended {
     let (resume, position) = oneshot::channel();
     if to_agent
@@ -412,9 +439,19 @@ async fn watch_stream(
         }
         Err(_) => return Ended::Slow("watch"),
     };
+    let mut stale_since = None;
     loop {
-        match events.message().await {
+        let next = tokio::select! {
+            next = events.message() => next,
+            () = stale(stale_since, &stale_after) => return Ended::Stale(stale_after()),
+        };
+        match next {
             Ok(Some(event)) => {
+                match is_fresh(&event) {
+                    Some(true) => stale_since = None,
+                    Some(false) => _ = stale_since.get_or_insert_with(Instant::now),
+                    None => {}
+                }
                 if to_agent.send(FromBroker::Event(Box::new(event))).await.is_err() {
                     return Ended::NotFollowed;
                 }
@@ -427,5 +464,22 @@ async fn watch_stream(
                 };
             }
         }
+    }
+}
+
+/// Resolves once the broker was stale for too long; never while it is fresh.
+async fn stale(since: Option<Instant>, stale_after: impl Fn() -> Duration) {
+    match since {
+        Some(since) => sleep_until(since + stale_after()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What an event says of the broker's standing, if anything.
+fn is_fresh(event: &v1::WatchEvent) -> Option<bool> {
+    use v1::watch_event::Event;
+    match event.event.as_ref()? {
+        Event::InitDone(progress) | Event::Progress(progress) => Some(progress.fresh),
+        Event::Init(_) | Event::Apply(_) | Event::Delete(_) => None,
     }
 }

@@ -57,6 +57,9 @@ pub(crate) struct Core {
     changed: watch::Sender<u64>,
     renewals: AtomicU64,
     fresh: AtomicBool,
+    /// Whether renewals are confirmed, as a leader's word is needed for it.
+    confirms: AtomicBool,
+    grants: AtomicU64,
     address: Mutex<Option<SocketAddr>>,
 }
 
@@ -76,6 +79,8 @@ impl FakeBroker {
             changed: watch::Sender::new(0),
             renewals: AtomicU64::new(0),
             fresh: AtomicBool::new(true),
+            confirms: AtomicBool::new(true),
+            grants: AtomicU64::new(0),
             address: Mutex::new(None),
         };
         let mut broker = Self {
@@ -311,6 +316,22 @@ impl Core {
         self.renewals.load(Ordering::Relaxed)
     }
 
+    /// Publish streams that were granted.
+    pub(crate) fn grants(&self) -> u64 {
+        self.grants.load(Ordering::Relaxed)
+    }
+
+    /// As a broker that is cut off from its leader: it takes renewals, and confirms none.
+    pub(crate) fn set_confirms(&self, confirms: bool) {
+        self.confirms.store(confirms, Ordering::Relaxed);
+    }
+
+    /// As a broker that hears no quorum.
+    pub(crate) fn set_fresh(&self, fresh: bool) {
+        self.fresh.store(fresh, Ordering::Relaxed);
+        self.commit_unseen();
+    }
+
     pub(crate) fn reports(&self) -> usize {
         self.state.lock().reports.len()
     }
@@ -422,6 +443,7 @@ impl Sync for Services {
                             state.epoch += 1;
                         }
                         held = state.epoch;
+                        core.grants.fetch_add(1, Ordering::Relaxed);
                         Some(PublishReply::Granted(v1::PublishGranted {
                             epoch: held,
                             lease_term_ms: 1_000,
@@ -461,9 +483,11 @@ impl Sync for Services {
                     }
                     Publish::RenewLease(_) => {
                         core.renewals.fetch_add(1, Ordering::Relaxed);
-                        Some(PublishReply::LeaseRenewed(v1::PublishLeaseRenewed {
-                            broker_unix_ms: now_ms(),
-                        }))
+                        core.confirms.load(Ordering::Relaxed).then(|| {
+                            PublishReply::LeaseRenewed(v1::PublishLeaseRenewed {
+                                broker_unix_ms: now_ms(),
+                            })
+                        })
                     }
                     Publish::TrustAck(ack) => {
                         core.state.lock().acks.push((ack.revision, ack.lagging));

@@ -581,9 +581,10 @@ async fn a_drill_is_told_silences_and_reports() {
     eventually("the drill is told", || drills.current().is_some()).await;
     // One renewal may have been on its way.
     sleep(Duration::from_millis(300)).await;
-    let silent = broker.core.renewals();
-    sleep(Duration::from_millis(1_000)).await;
-    assert_eq!(broker.core.renewals(), silent, "four renewals would have come");
+    let (silent, granted) = (broker.core.renewals(), broker.core.grants());
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(broker.core.renewals(), silent, "six renewals would have come");
+    assert_eq!(broker.core.grants(), granted, "it owes no confirmation");
     eventually("the lease is renewed again", || broker.core.renewals() > silent).await;
     eventually("the drill ends by itself", || drills.current().is_none()).await;
 
@@ -600,6 +601,30 @@ async fn a_drill_is_told_silences_and_reports() {
         broker.core.reports() == 1
     })
     .await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_cut_off_is_left() {
+    let broker = FakeBroker::start();
+    let mut site = Site::joined("west", &broker).await;
+    site.start();
+    let feed = site.feed();
+    until(&feed, "fresh", |snapshot| snapshot.fresh).await;
+    eventually("the lease is renewed", || broker.core.renewals() > 1).await;
+    assert_eq!(broker.core.grants(), 1);
+
+    broker.core.set_confirms(false);
+    eventually("no lease is confirmed", || broker.core.grants() > 1).await;
+    broker.core.set_confirms(true);
+    until(&feed, "confirmed", |snapshot| snapshot.fresh).await;
+
+    let before = broker.core.grants();
+    broker.core.set_fresh(false);
+    until(&feed, "stale", |snapshot| !snapshot.fresh).await;
+    eventually("no quorum is heard", || broker.core.grants() > before).await;
+    broker.core.set_fresh(true);
+    until(&feed, "fresh again", |snapshot| snapshot.fresh).await;
     site.stop().await;
 }
 
