@@ -110,6 +110,15 @@ impl LinkTracker {
         }
     }
 
+    /// The same path with another tunnel: nothing is known of it yet, but the penalty for its flaps stays.
+    #[must_use]
+    pub fn begun_anew(&self) -> Self {
+        Self {
+            damping: self.damping,
+            ..Self::new(self.profile)
+        }
+    }
+
     /// The state as of the last [`Self::poll`].
     #[must_use]
     pub fn state(&self) -> LinkState {
@@ -217,6 +226,7 @@ impl LinkTracker {
         match self.state {
             LinkState::Up => LinkState::Up,
             LinkState::Unknown if self.streak == 0 => LinkState::Unknown,
+            LinkState::Unknown if self.damping.suppresses(now) => LinkState::Suspect,
             LinkState::Unknown => LinkState::Up,
             LinkState::Suspect | LinkState::Down if self.streak < REJOIN_ANSWERS => self.state,
             LinkState::Suspect | LinkState::Down if self.damping.suppresses(now) => LinkState::Suspect,

@@ -83,10 +83,10 @@ impl Path {
         self.tunnel.replace(tunnel)
     }
 
-    /// Gives up the tunnel for another one: no loss, so that the tracker starts anew.
-    fn retire(&mut self, rules: &Rules, reason: &'static str) -> Option<Action> {
+    /// Gives up the tunnel for another one: no loss, so that the tracker starts anew, with the penalty of earlier losses.
+    fn retire(&mut self, reason: &'static str) -> Option<Action> {
         let facts = self.tunnel.take()?;
-        self.tracker = LinkTracker::new(rules.profile);
+        self.tracker = self.tracker.begun_anew();
         self.dial = Dial::Idle;
         self.remember_retired(facts.id);
         Some(Action::Retire {
@@ -232,9 +232,7 @@ impl Peer {
             .paths
             .iter_mut()
             .filter(|(key, _)| matches!(key, PathKey::Dialled(_)));
-        dialled
-            .filter_map(|(_, path)| path.retire(rules, DUPLICATE))
-            .collect()
+        dialled.filter_map(|(_, path)| path.retire(DUPLICATE)).collect()
     }
 
     pub(super) fn on_pong(&mut self, tunnel: TunnelId, rtt: Duration, now: Instant) {

@@ -305,3 +305,32 @@ fn a_renewed_certificate_renews_the_tunnel_and_loses_nothing() {
         (LinkState::Up, vec![2])
     );
 }
+
+#[test]
+fn a_tunnel_of_the_other_side_does_not_wipe_the_penalty_of_a_flapping_path() {
+    let mut bench = Bench::new("zoo", "kind", &[GATEWAY], false);
+    let other = bench.other.clone();
+    let mut rng = StdRng::seed_from_u64(1);
+    bench.run_to(400);
+    for tunnel in 1..=3 {
+        bench.dialled(facts(tunnel, GATEWAY));
+        bench.run_to(bench.now_ms + 100);
+        bench
+            .links
+            .on_closed(&other, tunnel, "gone", bench.now(), &mut rng);
+        bench.answering.clear();
+        bench.poll();
+    }
+    bench.dialled(facts(4, GATEWAY));
+    bench.run_to(bench.now_ms + 100);
+    assert_eq!(bench.state(), LinkState::Suspect, "three losses: damped");
+    bench.inbound(facts(5, "127.13.0.2:50000"));
+    bench.links.on_closed(&other, 5, "gone", bench.now(), &mut rng);
+    bench.answering.clear();
+    bench.poll();
+    bench.dialled(facts(6, GATEWAY));
+    bench.run_to(bench.now_ms + 100);
+    assert_eq!(bench.state(), LinkState::Suspect, "it flaps as before");
+    bench.run_to(bench.now_ms + 31_000);
+    assert_eq!(bench.state(), LinkState::Up);
+}
