@@ -14,6 +14,7 @@ use data_encoding::HEXLOWER;
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tombolo_clusterset::{ClusterId, Snapshot};
 use tombolo_daemon::backoff::Backoff;
 use tombolo_daemon::seam::Seams;
@@ -133,7 +134,7 @@ impl LocalIdentity {
         let kept = identity.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = keeper.keep(kept) => {}
+                () = supervise(Arc::new(keeper), kept) => {}
                 // Certificates outlive a drain.
                 () = shutdown.drain() => {}
             }
@@ -187,6 +188,35 @@ impl LocalIdentity {
     #[must_use]
     pub fn client_tls(&self, permit: Permit, alpn: &[u8]) -> Arc<rustls::ClientConfig> {
         client_config(Arc::clone(&self.trust), Arc::clone(&self.certs), permit, &[alpn])
+    }
+}
+
+/// Lets the keeper run for ever, however often it dies: without it nothing is renewed and nobody is evicted.
+async fn supervise(keeper: Arc<Keeper>, identity: LocalIdentity) {
+    let mut rng = keeper.seams.entropy.rng();
+    let mut backoff = Backoff::default();
+    loop {
+        let begun = keeper.seams.clock.now();
+        // The set ends the keeper with this future.
+        let mut tasks = JoinSet::new();
+        let (running, kept) = (Arc::clone(&keeper), identity.clone());
+        tasks.spawn(async move { running.keep(kept).await });
+        let ended = tasks.join_next().await;
+        if keeper.seams.clock.now().saturating_duration_since(begun) > backoff.max() {
+            backoff.reset();
+        }
+        let pause = backoff.next(&mut rng);
+        let retry_in_ms = pause.as_millis();
+        match ended {
+            Some(Err(error)) => {
+                tracing::warn!(%error, retry_in_ms, "the keeper of the certificate died and starts again; this is a bug, please report it with the log");
+            }
+            _ => tracing::warn!(
+                retry_in_ms,
+                "the keeper of the certificate ended and starts again"
+            ),
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 

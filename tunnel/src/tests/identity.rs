@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -154,6 +154,8 @@ async fn in_force(identity: &LocalIdentity, evicted: Fingerprint) {
 struct Disk {
     host: HostDisk,
     stuck: AtomicBool,
+    /// How often writing panics.
+    panics: AtomicU32,
 }
 
 impl seam::disk::Disk for Disk {
@@ -162,6 +164,11 @@ impl seam::disk::Disk for Disk {
     }
 
     fn write_atomic<'a>(&'a self, path: &'a Path, bytes: Vec<u8>) -> BoxFuture<'a, io::Result<()>> {
+        let left = |panics: u32| panics.checked_sub(1);
+        let panics = self
+            .panics
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        assert!(panics.is_err(), "as the test asked");
         if self.stuck.load(Ordering::Relaxed) {
             return Box::pin(std::future::pending());
         }
@@ -272,5 +279,31 @@ async fn an_eviction_does_not_wait_for_the_disk() {
     for count in 1..=evicted.len() {
         machine.evict(&world, &evicted[..count]);
         in_force(&identity, evicted[count - 1]).await;
+    }
+}
+
+#[tokio::test]
+async fn evictions_arrive_after_the_keeper_died() {
+    let world = World::new();
+    let member = Arc::new(world.member("west"));
+    let machine = Machine::new();
+    let _agent = serve(&world, &member, &machine.socket());
+    let disk = Arc::new(Disk::default());
+    let seams = Seams {
+        disk: Arc::clone(&disk) as _,
+        ..Seams::host()
+    };
+    let identity = machine.start_on(cluster_id("west"), seams).await.unwrap();
+    let evicted = ["east", "north", "south"].map(|name| world.member(name).key());
+    for count in 1..=evicted.len() {
+        disk.panics.store(1, Ordering::Relaxed);
+        machine.evict(&world, &evicted[..count]);
+        in_force(&identity, evicted[count - 1]).await;
+        let died = async {
+            while disk.panics.load(Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, died).await.expect("it dies");
     }
 }
