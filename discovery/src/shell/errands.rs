@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tombolo_daemon::backoff::Backoff;
 use tombolo_daemon::seam::Seams;
-use tombolo_trust::{CertificateDer, Validity, new_key_and_csr};
+use tombolo_trust::{CertificateDer, PrivateKeyDer, Validity, new_key_and_csr};
 use tombolo_wire::v1;
 use tombolo_wire::v1::membership_client::MembershipClient;
 use tombolo_wire::v1::sync_client::SyncClient;
@@ -83,8 +84,9 @@ pub async fn renew_intermediate(
                 sleep(ROTATION_SPREAD.mul_f64(rng.random())).await;
             }
         }
+        let mut wanted = None;
         loop {
-            match renew(&identity, channel.clone()).await {
+            match renew(&identity, channel.clone(), &mut wanted).await {
                 Ok(()) => {
                     backoff.reset();
                     tracing::info!("renewed the cluster's intermediate");
@@ -132,22 +134,31 @@ enum RenewError {
     Ending,
 }
 
+/// One try. `wanted`, a key and the request for its certificate, is made by the first and used by all: a broker may have signed it although its answer was lost, and it
+/// keeps only so many keys of a cluster.
 async fn renew(
     identity: &ClusterIdentity,
     channel: watch::Receiver<Option<Channel>>,
+    wanted: &mut Option<(PrivateKeyDer<'static>, Bytes)>,
 ) -> Result<(), RenewError> {
     let channel = connected(channel).await.ok_or(RenewError::Ending)?;
-    let (key, csr) = new_key_and_csr()?;
+    let (key, csr) = match wanted {
+        Some(made) => made,
+        None => {
+            let (key, csr) = new_key_and_csr()?;
+            wanted.insert((key, csr.to_vec().into()))
+        }
+    };
     let mut client = MembershipClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let request = v1::RenewRequest {
         protocol_version: PROTOCOL_VERSION,
-        csr: csr.to_vec().into(),
+        csr: csr.clone(),
     };
     let call = timeout(CALL_TIME, client.renew(request))
         .await
         .map_err(|_| RenewError::TimedOut)?;
     let reply = call.map_err(RenewError::Broker)?.into_inner();
-    identity.take_intermediate(CertificateDer::from(reply.intermediate.to_vec()), &key)?;
+    identity.take_intermediate(CertificateDer::from(reply.intermediate.to_vec()), key)?;
     Ok(())
 }
 

@@ -46,6 +46,10 @@ struct State {
     epoch: u64,
     reports: Vec<v1::DrillReport>,
     acks: Vec<(u64, String)>,
+    /// Certificate requests, answered or not.
+    renew_requests: Vec<Vec<u8>>,
+    /// So many of them are still refused.
+    renewals_refused: usize,
 }
 
 /// What the gRPC services share.
@@ -316,6 +320,14 @@ impl Core {
         self.renewals.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn renew_requests(&self) -> Vec<Vec<u8>> {
+        self.state.lock().renew_requests.clone()
+    }
+
+    pub(crate) fn refuse_renewals(&self, times: usize) {
+        self.state.lock().renewals_refused = times;
+    }
+
     /// Publish streams that were granted.
     pub(crate) fn grants(&self) -> u64 {
         self.grants.load(Ordering::Relaxed)
@@ -387,6 +399,14 @@ impl Membership for Services {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
+        {
+            let mut state = self.0.state.lock();
+            state.renew_requests.push(request.get_ref().csr.to_vec());
+            if state.renewals_refused > 0 {
+                state.renewals_refused -= 1;
+                return Err(Status::unavailable("the answer was lost"));
+            }
+        }
         let cluster = ClusterId::parse("west").unwrap();
         let next = self.0.next_root.lock();
         let root = next.as_ref().unwrap_or(&self.0.root);

@@ -727,12 +727,19 @@ async fn a_rotation_waits_for_what_still_uses_the_old_root() {
         broker.core.last_ack() == (1, String::new())
     })
     .await;
+    broker.core.refuse_renewals(2);
     broker.core.rotate();
     eventually("the gateway's certificate lags", || {
         let (revision, lagging) = broker.core.last_ack();
         revision == 2 && lagging.contains("in use by") && lagging.contains("role/gateway")
     })
     .await;
+    let requests = broker.core.renew_requests();
+    assert_eq!(requests.len(), 3, "two were refused");
+    assert!(
+        requests.iter().all(|request| *request == requests[0]),
+        "one key for one renewal"
+    );
     let after = issue().await;
     assert_ne!(before.chain[1], after.chain[1], "another intermediate");
     assert_eq!(after.trust.unwrap().roots.len(), 2);
