@@ -29,6 +29,9 @@ use crate::drill_plan::{self, Answer, REQUEST_TIMEOUT, Schedule};
 /// agent restarts in seconds.
 const REPORT_TRIES: u32 = 20;
 
+/// Time for one try: the agent is on this machine, and a report is a few megabytes at most.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A request that is later than this is not sent: the way from the broker takes less.
 const LATE_MAX: Duration = Duration::from_secs(1);
 
@@ -114,8 +117,17 @@ pub(super) async fn send(context: Arc<Context>, drills: DrillFeed, agent: PathBu
                 report = traffic(&context, &drill, &drills) => report,
                 () = context.shutdown.drain() => return Ok(()),
             };
+            let id = drill.drill.id.0;
+            // A drill begins once the one before has ended: what is not reported by then is of no use any more.
+            let begins = |now: &Option<RunningDrill>| {
+                now.as_ref()
+                    .is_some_and(|now| now.drill.from == context.site.cluster && done != Some(now.drill.id))
+            };
             tokio::select! {
                 () = hand_over(&context, report, &agent) => {}
+                Ok(_) = running.wait_for(begins) => {
+                    warn!(drill = id, "drill report given up: the next drill begins");
+                }
                 () = context.shutdown.drain() => return Ok(()),
             }
             continue;
@@ -301,14 +313,19 @@ async fn hand_over(context: &Context, report: v1::DrillReport, agent: &std::path
     let mut client = AgentClient::new(connect_uds(agent));
     let mut backoff = Backoff::default();
     for _ in 0..REPORT_TRIES {
-        match client.report_drill(report.clone()).await {
-            Ok(_) => return,
-            Err(status) => {
-                let pause = context.with_rng(|rng| backoff.next(rng));
-                warn!(drill = report.drill, %status, retry_in_ms = pause.as_millis(), "drill report not taken");
-                tokio::time::sleep(pause).await;
-            }
-        }
+        let reason = match tokio::time::timeout(REPORT_TIMEOUT, client.report_drill(report.clone())).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(status)) => status.to_string(),
+            Err(_) => format!("the agent does not answer within {} s", REPORT_TIMEOUT.as_secs()),
+        };
+        let pause = context.with_rng(|rng| backoff.next(rng));
+        warn!(
+            drill = report.drill,
+            reason,
+            retry_in_ms = pause.as_millis(),
+            "drill report not taken"
+        );
+        tokio::time::sleep(pause).await;
     }
     warn!(
         drill = report.drill,

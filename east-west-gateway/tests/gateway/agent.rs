@@ -21,6 +21,9 @@ use tonic::{Request, Response, Status};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// The agent takes in the report of this drill and never answers.
+pub(crate) const UNANSWERED_DRILL: u64 = 66;
+
 /// What the test turns.
 pub(crate) struct Desk {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
@@ -122,10 +125,15 @@ impl Agent for Served {
         &self,
         request: Request<v1::DrillReport>,
     ) -> Result<Response<v1::LocalReportDrillReply>, Status> {
+        let report = request.into_inner();
+        let is_hung = report.drill == UNANSWERED_DRILL;
         self.reports
-            .send(request.into_inner())
+            .send(report)
             .await
             .map_err(|_| Status::unavailable("the test is over"))?;
+        if is_hung {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(v1::LocalReportDrillReply {}))
     }
 

@@ -7,13 +7,13 @@ use tombolo_clusterset::drill::DrillKind;
 use tombolo_gateway::Transport;
 use tombolo_wire::v1;
 
-use crate::agent::tally;
+use crate::agent::{UNANSWERED_DRILL, tally};
 use crate::backend::{self, ask};
 use crate::world::{PATIENCE, Service, Site, World};
 
 const THREE: [(&str, bool); 3] = [("aks", false), ("gke", false), ("kind", false)];
 
-fn drill(kind: DrillKind, target: &str, milliseconds: [u64; 3]) -> v1::DrillsUpdate {
+pub(crate) fn drill(kind: DrillKind, target: &str, milliseconds: [u64; 3]) -> v1::DrillsUpdate {
     let [baseline_ms, duration_ms, recovery_ms] = milliseconds;
     let drill = v1::Drill {
         id: 7,
@@ -126,4 +126,18 @@ async fn a_silent_loss_of_a_cluster_fails_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silently_cut_link_fails_no_request() {
     rehearse(DrillKind::LinkCut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_hangs_stops_no_later_drill() {
+    let (_world, mut sites) = world_of_two_servers().await;
+    for (id, tries) in [(UNANSWERED_DRILL, 2), (67, 1)] {
+        let mut update = drill(DrillKind::LinkCut, "kind", [100, 100, 100]);
+        update.drill.as_mut().unwrap().id = id;
+        sites[0].desk.drills.send_replace(update);
+        for _ in 0..tries {
+            let report = tokio::time::timeout(PATIENCE, sites[0].desk.reports.recv()).await;
+            assert_eq!(report.unwrap().unwrap().drill, id);
+        }
+    }
 }
