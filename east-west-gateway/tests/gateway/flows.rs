@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::UdpSocket;
+use tombolo_clusterset::drill::DrillKind;
 use tombolo_clusterset::endpoint::Protocol;
 use tombolo_gateway::Transport;
 
 use crate::agent::tally;
 use crate::backend::{self, ask};
+use crate::drills::drill;
 use crate::world::{PATIENCE, Service, World, eventually};
 
 const BOTH: [(&str, bool); 2] = [("aks", false), ("kind", false)];
@@ -83,6 +86,40 @@ async fn what_is_not_exported_or_not_granted_is_refused_at_the_exporter() {
         let line = format!("tombolo_gateway_refused_total{{refusal=\"{refusal}\"}} 1");
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_exported_no_more_is_refused_and_the_caller_is_told_why() {
+    let world = World::new(&BOTH);
+    let at = world.backend("kind", 0);
+    let world = world.with(Service::tcp("web", 0).at("kind", [at]));
+    backend::tcp(at, "kind").await;
+    let mut sites = world.start_all(Transport::Auto).await;
+    let vip = world.vip("aks", 0);
+    assert_eq!(ask(vip, "q").await.unwrap(), "kind:q");
+    sites[1].change(|snapshot| {
+        for export in snapshot.exports.values_mut() {
+            Arc::make_mut(export).spec.ports[0].port += 1;
+        }
+    });
+    let error = eventually("the port is gone", async || ask(vip, "q").await.err()).await;
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let metrics = sites[1].metrics().await;
+    assert!(
+        metrics.contains(r#"tombolo_gateway_refused_total{refusal="not_exported"}"#),
+        "{metrics}"
+    );
+    // A drill's requests say what any client's log line says.
+    let update = drill(DrillKind::LinkCut, "kind", [500, 100, 100]);
+    sites[0].desk.drills.send_replace(update);
+    let report = tokio::time::timeout(PATIENCE, sites[0].desk.reports.recv()).await;
+    let report = report.unwrap().unwrap();
+    let sentence = format!("shop/web of kind has no port {}/TCP", vip.port());
+    assert!(
+        report.samples[0].failure.contains(&sentence),
+        "{sentence} in {:?}",
+        report.samples[0]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
