@@ -162,15 +162,16 @@ fn caller<T>(request: &Request<T>) -> Option<SpiffeId> {
 }
 
 /// Whether the caller's intermediate still counts: verifiers learn of a denial a moment later, and never ask again on a
-/// connection that is up.
+/// connection that is up. A chain may hold more than its path and in any order, so one denied key in it is enough.
 fn check_signer<T>(broker: &Broker, request: &Request<T>) -> Result<(), Status> {
-    let signer = request
+    let signers = request
         .extensions()
         .get::<Caller>()
-        .and_then(|caller| caller.signer);
+        .map(|caller| caller.signers.as_ref())
+        .unwrap_or_default();
     let is_denied = broker.read(|state| {
         let denied = state.trust.iter().flat_map(|trust| &trust.denied);
-        denied.into_iter().any(|denied| Some(denied.key) == signer)
+        denied.into_iter().any(|denied| signers.contains(&denied.key))
     });
     if is_denied {
         return Err(Status::permission_denied(

@@ -28,8 +28,9 @@ const ACCEPTED_AHEAD: usize = 64;
 pub struct Caller {
     /// None for a peer that presented no certificate.
     pub id: Option<SpiffeId>,
-    /// The key that signed its leaf: denied keys are refused on connections that are up already, too.
-    pub signer: Option<Fingerprint>,
+    /// The keys of everything it sent behind its leaf, in any order: the one that signed the leaf is among them. Denied
+    /// keys are refused on connections that are up already, too.
+    pub signers: Arc<[Fingerprint]>,
 }
 
 /// An authenticated connection.
@@ -119,14 +120,15 @@ async fn handshake(tls: TlsAcceptor, stream: Stream, permit: OwnedSemaphorePermi
         true => None,
         false => Some(peer_identity(chain).map_err(io::Error::other)?),
     };
-    let signer = chain
-        .get(1)
+    let signers = chain
+        .iter()
+        .skip(1)
         .map(cert::fingerprint)
-        .transpose()
+        .collect::<Result<_, _>>()
         .map_err(io::Error::other)?;
     Ok(Connection {
         stream,
-        caller: Caller { id, signer },
+        caller: Caller { id, signers },
         _permit: permit,
     })
 }

@@ -299,6 +299,23 @@ impl Agent {
         }
     }
 
+    /// The same agent with the root between its leaf and what signed it; `key` is the one it joined with.
+    pub(crate) fn behind_root(&self, key: &PrivateKeyDer<'static>) -> Self {
+        let issuer = Intermediate::load(self.intermediate.clone(), key).unwrap();
+        let id = SpiffeId::role(issuer.trust_domain().clone(), self.cluster.clone(), Role::Agent);
+        let (key, csr) = new_key_and_csr().unwrap();
+        let now = std::time::SystemTime::now();
+        let leaf = issuer
+            .issue_leaf(&csr, &id, Serial::from_random([8; 16]), now, LEAF_TTL)
+            .unwrap();
+        let root = self.trust.load().roots()[0].clone();
+        let chain = vec![leaf, root, self.intermediate.clone()];
+        Self {
+            certs: CertStore::new(Identity::new(chain, &key).unwrap()),
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn channel(&self, api: SocketAddr) -> Channel {
         let tls = client_config(
             Arc::clone(&self.trust),

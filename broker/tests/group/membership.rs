@@ -4,6 +4,7 @@ use tombolo_trust::new_key_and_csr;
 use tombolo_wire::v1;
 use tombolo_wire::v1::membership_client::MembershipClient;
 use tombolo_wire::v1::operator_client::OperatorClient;
+use tombolo_wire::v1::sync_client::SyncClient;
 use tonic::Code;
 
 use crate::harness::{join, join_with, now_ms, single};
@@ -135,5 +136,35 @@ async fn a_member_renews_and_an_evicted_one_is_cut_off() {
     assert!(agent.publish(api, 0).await.is_err());
     let again = group.operator.at(api).evict(evict).await.unwrap_err();
     assert!(again.message().contains("is not a member"), "{again}");
+    group.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denied_intermediate_counts_wherever_it_stands_in_the_chain() {
+    let group = single(14).await;
+    let api = group.node.config.api;
+    let (key, csr) = new_key_and_csr().unwrap();
+    let token = group.operator.token(api, "west").await;
+    let west = join_with(api, &token, "west", false, &key, &csr, now_ms())
+        .await
+        .unwrap();
+    let mut client = SyncClient::new(west.behind_root(&key).channel(api));
+    let request = v1::WatchRequest {
+        protocol_version: 1,
+        ..Default::default()
+    };
+    client.watch(request).await.unwrap();
+
+    // The connection that is up stays up; what it asks is refused.
+    let token = group.operator.token(api, "west").await;
+    join(api, &token, "west", true).await.unwrap();
+    let refused = client.watch(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains("the intermediate of this certificate is denied"),
+        "{refused}"
+    );
     group.node.stop().await;
 }
