@@ -1,7 +1,9 @@
 //! What a new user does: `up`, dig, curl, a datagram.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tombolo_test_support::{Clusterset, dig, http_get, tcp_bytes, udp_exchange};
@@ -213,14 +215,21 @@ fn random_bytes_hurt_nobody(clusterset: &Clusterset) {
         "127.11.0.10:7432",
         "127.11.0.3:7442",
     ];
-    for listener in listeners {
-        let address: SocketAddr = listener.parse().expect("an address");
+    let listeners = listeners
+        .into_iter()
+        .map(|listener| listener.parse().expect("an address"));
+    for address in listeners.chain(places_of_imports(clusterset)) {
         for len in [1, 17, 512, noise.len()] {
             // Whether the peer answers, resets or waits is its choice; that it lives on is checked below.
             let _ = tcp_bytes(address, &noise[..len], Duration::from_millis(300));
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
             let _ = socket.send_to(&noise[..len.min(1400)], address);
         }
+    }
+    for len in [1, 17, 512, noise.len()] {
+        let mut socket = UnixStream::connect(clusterset.data_dir().join("up.sock")).expect("up listens");
+        // As above: it may hang up before it has read all.
+        let _ = socket.write_all(&noise[..len]);
     }
     assert_eq!(
         clusterset.json(&["status"])["processes"],
@@ -229,4 +238,28 @@ fn random_bytes_hurt_nobody(clusterset: &Clusterset) {
     );
     names_resolve_in_every_cluster(clusterset);
     traffic_stays_local(clusterset);
+}
+
+/// Where imports are served in the first cluster: at the gateway, and by the sidecar at the same offset of its own range.
+fn places_of_imports(clusterset: &Clusterset) -> Vec<SocketAddr> {
+    let imports = clusterset.json(&["get", "imports"]);
+    let mut places = Vec::new();
+    for import in imports["items"].as_array().expect("a list") {
+        if import["seen_from"] != AKS {
+            continue;
+        }
+        for ip in import["ips"].as_array().expect("addresses") {
+            let vip: Ipv4Addr = ip.as_str().expect("text").parse().expect("an address");
+            // 127.11.64.0/20 is vip_range, 127.11.80.0/20 the sidecar's range.
+            let [a, b, c, d] = vip.octets();
+            for port in import["ports"].as_array().expect("ports") {
+                let port = port["port"].as_u64().expect("a number");
+                let port = u16::try_from(port).expect("a port");
+                places.push(SocketAddr::from((vip, port)));
+                places.push(SocketAddr::from(([a, b, c + 16, d], port)));
+            }
+        }
+    }
+    assert!(places.len() >= 6, "three services with an address: {places:?}");
+    places
 }

@@ -107,7 +107,60 @@ fn every_refusal_says_what_to_do() {
         &["nowhere", AKS],
     );
 
+    unknown_keys_are_named_with_the_nearest_known_one(&clusterset);
     bad_yaml_beside_good(&clusterset);
+}
+
+/// A misspelt key never passes for a default: file, line, the key and what was probably meant.
+fn unknown_keys_are_named_with_the_nearest_known_one(clusterset: &Clusterset) {
+    let good = fs::read_to_string(clusterset.clusters().join(AKS).join("cluster.toml")).expect("readable");
+    let folder = clusterset.path("misspelt");
+    fs::create_dir_all(folder.join("manifests")).expect("a folder");
+    let file = folder.join("cluster.toml");
+    let config = file.to_string_lossy();
+    // (section, what is written there, the key, the nearest known one)
+    let table = [
+        ("[agent]", "vip_rnage = 1", "vip_rnage", "vip_range"),
+        ("[gateway]", "advertized = []", "advertized", "advertise"),
+        ("[dns]", "upstream = []", "upstream", "upstreams"),
+        (
+            "[sidecar]",
+            "service_acount = 'x'",
+            "service_acount",
+            "service_account",
+        ),
+    ];
+    for (section, written, key, nearest) in table {
+        let text = good.replacen(&format!("\n{section}\n"), &format!("\n{section}\n{written}\n"), 1);
+        let line = text.lines().position(|line| line == written).expect(section) + 1;
+        fs::write(&file, text).expect("written");
+        let check = clusterset.tombolo(&["check", "--config", &config]);
+        refused(
+            section,
+            &Finished {
+                stderr: format!("{}{}", check.stdout, check.stderr),
+                ..check
+            },
+            &[
+                &format!("{config}:{line}:1"),
+                &format!("unknown key `{key}`"),
+                &format!("did you mean `{nearest}`?"),
+            ],
+        );
+    }
+    let broker = folder.join("broker.toml");
+    let text = "id = 9\napi = '127.10.0.9:7400'\npeer = '127.10.0.9:7401'\nadmin = '127.10.0.9:7402'\ndata_dir = 'data'\nbootstrapp = true\n";
+    fs::write(&broker, text).expect("written");
+    let config = broker.to_string_lossy();
+    refused(
+        "broker.toml",
+        &clusterset.tombolo(&["broker", "--config", &config]),
+        &[
+            &format!("{config}:6:1"),
+            "unknown key `bootstrapp`",
+            "did you mean `bootstrap`?",
+        ],
+    );
 }
 
 /// One bad document never sinks its file, one bad file never sinks the rest; `check` names file and line.
@@ -122,7 +175,7 @@ fn bad_yaml_beside_good(clusterset: &Clusterset) {
             stderr: format!("{}{}", check.stdout, check.stderr),
             ..check
         },
-        &["broken.yaml", "torn.yaml"],
+        &["broken.yaml:3: ", "'Bad_Name'", "torn.yaml:2: ", "not allowed"],
     );
     let answer = dig(
         clusterset.dns(AKS),
