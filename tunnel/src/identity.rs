@@ -1,7 +1,7 @@
 //! The certificate that a process speaks with, and the trust that it holds its peers against.
 //!
 //! The key is made here and never leaves; the agent signs it (`Agent.IssueLeaf`). Both are cached on disk, so that a gateway
-//! starts while its agent is away (DESIGN §4.1, §4.2). Renewal comes at half life; tunnels that are up keep the certificate
+//! starts while its agent is away (DESIGN §4.1, §4.2). Renewal comes at half life, and when a rotation waits for it; tunnels that are up keep the certificate
 //! they began with, and [`crate::tunnel::Tunnel::is_outdated`] says so.
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use tombolo_daemon::shutdown::Shutdown;
 use tombolo_trust::shell::files::{FileError, IdentityDir};
 use tombolo_trust::{
     CertStore, CertificateDer, Fingerprint, Identity, Permit, PrivateKeyDer, SpiffeId, TrustDomain,
-    TrustState, TrustStore, client_config, new_key_and_csr, server_config,
+    TrustState, TrustStore, Usage, client_config, new_key_and_csr, server_config, verify_chain,
 };
 use tombolo_wire::local::connect_uds;
 use tombolo_wire::v1;
@@ -35,6 +35,11 @@ const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// Time for one answer of the agent, which signs in memory.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Delays between tries to get a certificate under the newest root, while a rotation waits for ours: the first spreads the
+/// processes of a cluster, which all hear of it at once; the longest is small against an operator's patience.
+const ROTATION_BASE: Duration = Duration::from_millis(500);
+const ROTATION_MAX: Duration = Duration::from_secs(30);
 
 /// What [`LocalIdentity::start`] needs.
 #[derive(Debug, Clone)]
@@ -124,7 +129,7 @@ impl LocalIdentity {
             Some((identity, trust)) => Self::fixed(CertStore::new(identity), TrustStore::new(trust)),
             None => {
                 let (identity, trust) = tokio::select! {
-                    issued = keeper.issue_until_done() => issued,
+                    issued = keeper.issue_until_done() => keeper.take(issued),
                     () = shutdown.drain() => return Err(LocalIdentityError::ShutDown),
                 };
                 keeper.save(&trust).await;
@@ -231,6 +236,13 @@ struct Keeper {
     changed: Notify,
 }
 
+/// What the agent has answered.
+struct Issued {
+    identity: Identity,
+    trust: TrustState,
+    leaf: Leaf,
+}
+
 /// What the agent signed, and the key that belongs to it.
 struct Leaf {
     chain: Vec<CertificateDer<'static>>,
@@ -284,7 +296,7 @@ impl Keeper {
     }
 
     /// The first certificate: tried until the agent answers.
-    async fn issue_until_done(&self) -> (Identity, TrustState) {
+    async fn issue_until_done(&self) -> Issued {
         let mut backoff = Backoff::default();
         let mut rng = self.seams.entropy.rng();
         loop {
@@ -299,8 +311,8 @@ impl Keeper {
         }
     }
 
-    /// Asks the agent for a certificate over a new key, and leaves it to be saved.
-    async fn issue(&self) -> Result<(Identity, TrustState), LocalIdentityError> {
+    /// Asks the agent for a certificate over a new key.
+    async fn issue(&self) -> Result<Issued, LocalIdentityError> {
         let socket = &self.config.agent_socket;
         let unusable = |reason: String| LocalIdentityError::Answer {
             socket: socket.clone(),
@@ -347,9 +359,24 @@ impl Keeper {
             .iter()
             .filter_map(|key| <[u8; 32]>::try_from(key.as_ref()).ok());
         let trust = trust_state(&bundle.trust_domain, roots, denied, bundle.revision).map_err(unusable)?;
-        *self.unsaved.lock() = Some(Leaf { chain, key });
+        let leaf = Leaf { chain, key };
+        Ok(Issued {
+            identity,
+            trust,
+            leaf,
+        })
+    }
+
+    /// Takes what was issued, and leaves it to be saved.
+    fn take(&self, issued: Issued) -> (Identity, TrustState) {
+        let Issued {
+            identity,
+            trust,
+            leaf,
+        } = issued;
+        *self.unsaved.lock() = Some(leaf);
         tracing::info!(id = %identity.id(), not_after = ?identity.validity().not_after, "certificate issued");
-        Ok((identity, trust))
+        (identity, trust)
     }
 
     /// Saves what is newer than the cache. A full disk costs the next start its head start, not this one its certificate.
@@ -409,32 +436,51 @@ impl Keeper {
     async fn renew(&self, identity: &LocalIdentity) {
         let mut rng = self.seams.entropy.rng();
         let mut backoff = Backoff::default();
+        let mut rotation = Backoff::decorrelated(ROTATION_BASE, ROTATION_MAX);
         let mut snapshots = self.config.snapshots.clone();
         let mut random = rng.random();
-        let mut retry = None;
+        // No try before.
+        let mut retry_at = self.seams.clock.now();
+        let mut rotate_at = None;
         loop {
             self.take_trust(identity, &mut snapshots);
-            let due = identity
-                .certs
-                .load()
-                .validity()
-                .renew_in(self.seams.clock.wall(), random);
-            let pause = retry.take().unwrap_or(due).min(CLOCK_CHECK);
-            tokio::select! {
-                Ok(()) = snapshots.changed() => continue,
-                () = tokio::time::sleep(pause) => {}
-            }
-            if !identity
-                .certs
-                .load()
-                .validity()
-                .renew_in(self.seams.clock.wall(), random)
-                .is_zero()
-            {
+            let (now, present) = (self.seams.clock.now(), identity.certs.load());
+            let half_life = present.validity().renew_in(self.seams.clock.wall(), random);
+            let due = if self.is_of_older_root(&present, &identity.trust.load()) {
+                let at = *rotate_at.get_or_insert_with(|| now + rotation.next(&mut rng));
+                half_life.min(at.saturating_duration_since(now))
+            } else {
+                rotate_at = None;
+                rotation.reset();
+                half_life
+            };
+            let pause = due.max(retry_at.saturating_duration_since(now));
+            if !pause.is_zero() {
+                tokio::select! {
+                    Ok(()) = snapshots.changed() => {}
+                    () = tokio::time::sleep(pause.min(CLOCK_CHECK)) => {}
+                }
                 continue;
             }
-            match self.issue().await {
-                Ok((renewed, trust)) => {
+            rotate_at = None;
+            let issuing = self.issue();
+            tokio::pin!(issuing);
+            let issued = loop {
+                tokio::select! {
+                    issued = &mut issuing => break issued,
+                    Ok(()) = snapshots.changed() => self.take_trust(identity, &mut snapshots),
+                }
+            };
+            match issued {
+                // The agent has not renewed its own yet; ours is as good, and tunnels need not be opened anew.
+                Ok(issued)
+                    if !half_life.is_zero()
+                        && self.is_of_older_root(&issued.identity, &identity.trust.load()) =>
+                {
+                    tracing::debug!("the agent still issues certificates of the old root; asking again");
+                }
+                Ok(issued) => {
+                    let (renewed, trust) = self.take(issued);
                     identity.renew(renewed);
                     replace(&identity.trust, trust);
                     self.changed.notify_one();
@@ -443,11 +489,26 @@ impl Keeper {
                 }
                 Err(error) => {
                     let pause = backoff.next(&mut rng);
+                    retry_at = self.seams.clock.now() + pause;
                     tracing::warn!(%error, retry_in_ms = pause.as_millis(), "certificate is not renewed; the present one goes on");
-                    retry = Some(pause);
                 }
             }
         }
+    }
+
+    /// Whether a rotation waits for this certificate: two roots are trusted, and the newer one, which is the last, is not
+    /// its own.
+    fn is_of_older_root(&self, identity: &Identity, trust: &TrustState) -> bool {
+        let [_, .., newest] = trust.roots() else {
+            return false;
+        };
+        let Some((leaf, extra)) = identity.chain().split_first() else {
+            return false;
+        };
+        let domain = trust.trust_domain().clone();
+        TrustState::new(domain, vec![newest.clone()], BTreeSet::new(), trust.revision()).is_ok_and(|newest| {
+            verify_chain(leaf, extra, self.seams.clock.wall(), &newest, Usage::Client).is_err()
+        })
     }
 
     /// Takes roots and evictions from the newest snapshot.

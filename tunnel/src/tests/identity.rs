@@ -9,22 +9,24 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tombolo_clusterset::{ClusterId, Snapshot};
 use tombolo_daemon::seam::disk::HostDisk;
 use tombolo_daemon::seam::{self, Seams};
 use tombolo_daemon::shutdown::Shutdown;
-use tombolo_trust::Fingerprint;
+use tombolo_trust::{Fingerprint, Usage, verify_chain};
 use tombolo_wire::v1;
 use tonic::{Request, Response, Status};
 
-use super::site::{Member, PATIENCE, World, cluster_id};
+use super::site::{Member, PATIENCE, World, cluster_id, serial};
 use crate::{IdentityConfig, LocalIdentity, LocalIdentityError};
 
 /// Signs what a process asks for, and serves nothing else.
 struct Agent {
-    member: Arc<Member>,
+    member: watch::Receiver<Arc<Member>>,
     bundle: v1::TrustBundle,
+    issued: Arc<AtomicU32>,
 }
 
 type Events<T> = ReceiverStream<Result<T, Status>>;
@@ -53,7 +55,9 @@ impl v1::agent_server::Agent for Agent {
         request: Request<v1::IssueLeafRequest>,
     ) -> Result<Response<v1::IssueLeafReply>, Status> {
         let request = request.into_inner();
-        let chain = self.member.chain(&request.csr, &request.subject);
+        self.issued.fetch_add(1, Ordering::Relaxed);
+        let member = Arc::clone(&self.member.borrow());
+        let chain = member.chain(&request.csr, &request.subject);
         Ok(Response::new(v1::IssueLeafReply {
             chain: chain.iter().map(|cert| cert.to_vec().into()).collect(),
             trust: Some(self.bundle.clone()),
@@ -73,7 +77,18 @@ impl v1::agent_server::Agent for Agent {
     }
 }
 
-fn serve(world: &World, member: &Arc<Member>, socket: &Path) -> tokio::task::JoinHandle<()> {
+fn serve(world: &World, member: &Arc<Member>, socket: &Path) -> JoinHandle<()> {
+    let (_, members) = watch::channel(Arc::clone(member));
+    serve_members(world, members, &Arc::default(), socket)
+}
+
+/// An agent whose intermediate may change, and that counts what it issues.
+fn serve_members(
+    world: &World,
+    member: watch::Receiver<Arc<Member>>,
+    issued: &Arc<AtomicU32>,
+    socket: &Path,
+) -> JoinHandle<()> {
     let bundle = v1::TrustBundle {
         trust_domain: world.root.trust_domain().to_string(),
         roots: vec![world.root.cert().to_vec().into()],
@@ -81,8 +96,9 @@ fn serve(world: &World, member: &Arc<Member>, socket: &Path) -> tokio::task::Joi
         revision: 1,
     };
     let agent = v1::agent_server::AgentServer::new(Agent {
-        member: Arc::clone(member),
+        member,
         bundle,
+        issued: Arc::clone(issued),
     });
     let incoming = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
     tokio::spawn(async move {
@@ -306,4 +322,40 @@ async fn evictions_arrive_after_the_keeper_died() {
         };
         tokio::time::timeout(PATIENCE, died).await.expect("it dies");
     }
+}
+
+#[tokio::test]
+async fn a_rotation_renews_before_half_life() {
+    let old = World::new();
+    let root = old.root.successor(serial(), Seams::host().clock.wall()).unwrap();
+    let new = World { root };
+    let (members, member) = watch::channel(Arc::new(old.member("west")));
+    let issued = Arc::default();
+    let machine = Machine::new();
+    let _agent = serve_members(&old, member, &issued, &machine.socket());
+    let identity = machine.start(cluster_id("west")).await.unwrap();
+    let mut snapshot = Snapshot::empty(cluster_id("west"));
+    snapshot.trust_domain = old.root.trust_domain().to_string();
+    snapshot.roots = [&old, &new].map(|world| world.root.cert().to_vec()).to_vec();
+    machine.snapshots.send_replace(Some(Arc::new(snapshot)));
+    let asked_again = async {
+        while issued.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked_again)
+        .await
+        .expect("the agent is asked again");
+    members.send_replace(Arc::new(new.member("west")));
+    let mut generations = identity.generations();
+    let renewed = generations.wait_for(|generation| *generation > 0);
+    drop(
+        tokio::time::timeout(PATIENCE, renewed)
+            .await
+            .expect("it is renewed"),
+    );
+    let (present, now) = (identity.certs().load(), Seams::host().clock.wall());
+    let (leaf, extra) = present.chain().split_first().unwrap();
+    // One that is again of the old root was not taken.
+    verify_chain(leaf, extra, now, &new.trust(&[]), Usage::Server).unwrap();
 }
