@@ -68,6 +68,8 @@ pub enum Inbound {
     TargetFailed,
     /// Too many at once.
     Overloaded,
+    /// Authenticated, and cut since: the caller's cluster was evicted.
+    Evicted,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

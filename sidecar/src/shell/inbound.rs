@@ -12,14 +12,15 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tombolo_daemon::log_limit::LogLimit;
 use tombolo_daemon::seam::Seams;
 use tombolo_daemon::seam::net::{ACCEPT_PAUSE, Listener, Stream};
 use tombolo_daemon::shutdown::Shutdown;
-use tombolo_trust::{Permit, Role, Subject, peer_identity};
+use tombolo_trust::{CertificateDer, Permit, Role, Subject, TrustError, denied_in_chain, peer_identity};
 use tombolo_tunnel::LocalIdentity;
+use tombolo_tunnel::limits::TRUST_CHECK_EVERY;
 
 use super::connect::CONNECT_TIMEOUT;
 use super::relay::{Connection, relay};
@@ -117,15 +118,41 @@ impl Inbound {
                 return Err(error);
             }
         };
-        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        match peer_identity(chain) {
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        match peer_identity(&chain) {
             Ok(peer) => tracing::debug!(%peer, target = %self.place.target, "inbound mTLS"),
             // The verifier has read the same certificate.
             Err(error) => return Err(io::Error::other(error)),
         }
         let target = self.target().await?;
         self.metrics.inbound(Outcome::Mtls);
-        relay(tls, target).await
+        tokio::select! {
+            ended = relay(tls, target) => ended,
+            // Dropping the relay resets both sides.
+            denied = self.denied(&chain) => {
+                self.metrics.inbound(Outcome::Evicted);
+                tracing::warn!(error = %denied, "inbound connection cut");
+                Err(io::Error::other(denied))
+            }
+        }
+    }
+
+    /// Resolves when the cluster of this chain has been evicted (DESIGN §4.12).
+    async fn denied(&self, chain: &[CertificateDer<'static>]) -> TrustError {
+        let mut ticks = interval(TRUST_CHECK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut seen = None;
+        loop {
+            ticks.tick().await;
+            let now = self.identity.trust().load();
+            if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &now)) {
+                continue;
+            }
+            if let Err(denied) = denied_in_chain(chain, &now) {
+                return denied;
+            }
+            seen = Some(now);
+        }
     }
 
     async fn target(&self) -> io::Result<Stream> {

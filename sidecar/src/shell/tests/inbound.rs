@@ -3,11 +3,11 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustls::pki_types::ServerName;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tombolo_trust::Permit;
+use tombolo_trust::{Permit, TrustState};
 use tombolo_tunnel::LocalIdentity;
 
 use super::site::{Site, World, backend, exchange, in_time, name_of, nobody, retry};
@@ -129,4 +129,30 @@ async fn an_application_that_is_away_resets_its_callers() {
         r#"inbound_connections_total{outcome="TargetFailed"} 1"#,
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_caller_is_cut() {
+    let world = World::new();
+    let site = Site::start_with(&world, Some((backend("application").await, Mode::Strict)));
+    let gone = world.identity("gke", "ns/shop/sa/other");
+    let mut cut = mtls(&site, &gone).await.unwrap();
+    let mut stays = mtls(&site, &world.identity("eks", "ns/shop/sa/other"))
+        .await
+        .unwrap();
+    for stream in [&mut cut, &mut stays] {
+        assert_eq!(name_of(stream).await.as_deref(), Some("application"));
+    }
+    let evicted = tombolo_trust::cert::fingerprint(&gone.certs().load().chain()[1]).unwrap();
+    let before = site.trust.load();
+    let (domain, roots) = (before.trust_domain().clone(), before.roots().to_vec());
+    let trust = TrustState::new(domain, roots, [evicted].into(), before.revision() + 1).unwrap();
+    site.trust.replace(trust).unwrap();
+    assert!(
+        in_time(cut.read_u8()).await.is_err(),
+        "it ends without another byte"
+    );
+    assert_eq!(exchange(stays, b"hello").await.unwrap(), b"hello");
+    site.admin_says("/metrics", r#"inbound_connections_total{outcome="Evicted"} 1"#)
+        .await;
 }

@@ -81,6 +81,8 @@ pub(super) struct Site {
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     links: watch::Sender<Arc<LinkTable>>,
     _drills: watch::Sender<Option<tombolo_wire::local::RunningDrill>>,
+    /// What the sidecar trusts.
+    pub(super) trust: Arc<TrustStore>,
     pub(super) shutdown: Shutdown,
     pub(super) running: JoinHandle<Result<(), Error>>,
 }
@@ -144,6 +146,7 @@ impl Site {
             drills: DrillFeed::from_receiver(drills_feed),
         };
         let identity = world.identity("home", "ns/shop/sa/client");
+        let trust = Arc::clone(identity.trust());
         let shutdown = Shutdown::new(Duration::from_millis(500));
         let role = serve(
             config,
@@ -159,6 +162,7 @@ impl Site {
             snapshots,
             links,
             _drills: drills,
+            trust,
             shutdown,
             running,
         }
