@@ -260,11 +260,22 @@ impl Reconciler {
         self.sightings_changed |= publication.store_sightings.is_some();
     }
 
-    /// What a step needs could not be stored: it is to be made again.
-    pub fn undo_step(&mut self, step: &Step) {
+    /// The book of a step is on disk.
+    pub fn step_stored(&mut self) {
+        self.vips.stored();
+    }
+
+    /// The book of a step could not be stored: the step is to be made again, and then gives out no new address. What is new
+    /// is left out, with `reason` in its condition; all else goes on. How many addresses were taken back.
+    pub fn hold_back_vips(&mut self, reason: &str, now_unix_ms: u64) -> usize {
         self.dirty = Dirty::All;
-        if step.store_vips.is_some() {
-            self.vips.mark_changed();
+        self.vips.close(reason, now_unix_ms)
+    }
+
+    /// Storing may work again: the next step tries.
+    pub fn store_again(&mut self) {
+        if self.vips.reopen() {
+            self.dirty = Dirty::All;
         }
     }
 

@@ -102,6 +102,14 @@ pub enum VipError {
         /// Addresses in quarantine.
         resting: usize,
     },
+    /// The book cannot be stored, so that nothing new is given out.
+    #[error(
+        "it has no address yet, since the book of addresses cannot be stored ({reason}); see to the disk of the agent's data_dir"
+    )]
+    NotStored {
+        /// Why.
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +127,10 @@ pub struct VipBook {
     in_use: BTreeSet<IpAddr>,
     resting: BTreeMap<IpAddr, Resting>,
     changed: bool,
+    /// Holders since the book was last stored.
+    unstored: Vec<Holder>,
+    /// Why nothing new is given out; None while the book can be stored.
+    closed: Option<String>,
 }
 
 /// The book as it stands in `vips.json`.
@@ -141,6 +153,8 @@ impl VipBook {
             in_use: BTreeSet::new(),
             resting: BTreeMap::new(),
             changed: false,
+            unstored: Vec::new(),
+            closed: None,
         }
     }
 
@@ -182,14 +196,32 @@ impl VipBook {
         }
     }
 
-    /// Whether something changed since the last call; then the book must be stored before its addresses are used.
+    /// Whether something changed since the last call; then the book must be stored before its addresses are used. A closed book
+    /// keeps what changed for later.
     pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+        self.closed.is_none() && std::mem::take(&mut self.changed)
     }
 
-    /// The book could not be stored: it counts as changed again.
-    pub fn mark_changed(&mut self) {
+    /// The book was stored as [`VipBook::to_record`] last told.
+    pub fn stored(&mut self) {
+        self.unstored.clear();
+    }
+
+    /// The book could not be stored: what it gave out since rests again, for the same holders, and nothing new is given out
+    /// until [`VipBook::reopen`]. How many were taken back.
+    pub fn close(&mut self, reason: &str, now_unix_ms: u64) -> usize {
+        let taken_back = std::mem::take(&mut self.unstored);
+        for holder in &taken_back {
+            self.release(holder, now_unix_ms);
+        }
         self.changed = true;
+        self.closed = Some(reason.to_owned());
+        taken_back.len()
+    }
+
+    /// The book may be storable again. True when it was closed.
+    pub fn reopen(&mut self) -> bool {
+        self.closed.take().is_some()
     }
 
     /// The address that `holder` holds already.
@@ -201,13 +233,16 @@ impl VipBook {
     /// The address of `holder`: the one it holds, the one it held until lately, or a free one.
     ///
     /// # Errors
-    /// [`VipError`] when there is no range of its family, or no free address in it.
+    /// [`VipError`] when there is no range of its family, no free address in it, or the book is closed.
     pub fn hold(&mut self, holder: &Holder, now_unix_ms: u64) -> Result<IpAddr, VipError> {
         if let Some(address) = self.held.get(holder) {
             return Ok(*address);
         }
         let family = holder.family();
         let range = self.range(family).ok_or(VipError::NoRange { family })?;
+        if let Some(reason) = self.closed.clone() {
+            return Err(VipError::NotStored { reason });
+        }
         self.end_quarantines(now_unix_ms);
         let address = match self.resting.iter().find(|(_, resting)| &resting.holder == holder) {
             Some((address, _)) => *address,
@@ -216,6 +251,7 @@ impl VipBook {
         self.resting.remove(&address);
         self.held.insert(holder.clone(), address);
         self.in_use.insert(address);
+        self.unstored.push(holder.clone());
         self.changed = true;
         Ok(address)
     }
@@ -229,17 +265,19 @@ impl VipBook {
             .cloned()
             .collect();
         for holder in gone {
-            if let Some(address) = self.held.remove(&holder) {
-                self.in_use.remove(&address);
-                self.resting.insert(
-                    address,
-                    Resting {
-                        holder,
-                        since_unix_ms: now_unix_ms,
-                    },
-                );
-                self.changed = true;
-            }
+            self.release(&holder, now_unix_ms);
+        }
+    }
+
+    fn release(&mut self, holder: &Holder, now_unix_ms: u64) {
+        if let Some((holder, address)) = self.held.remove_entry(holder) {
+            self.in_use.remove(&address);
+            let resting = Resting {
+                holder,
+                since_unix_ms: now_unix_ms,
+            };
+            self.resting.insert(address, resting);
+            self.changed = true;
         }
     }
 

@@ -85,9 +85,30 @@ fn what_is_used_is_stored_first_and_again_after_a_failure() {
     assert_eq!(again.store_sightings, publication.store_sightings);
     let step = reconciler.step(1).unwrap();
     assert!(step.store_vips.is_some());
-    reconciler.undo_step(&step);
+    assert_eq!(reconciler.hold_back_vips("disk full", 1), 1);
+    let without = reconciler.step(1).unwrap();
+    assert!(without.store_vips.is_none(), "nothing to store, and still served");
+    let web = |step: &Step| step.snapshot.imports.values().next().unwrap().ips.clone();
+    assert!(
+        web(&without).is_empty(),
+        "no address that a restart would not know"
+    );
+    let [status] = &reconciler.import_statuses()[..] else {
+        panic!("one import");
+    };
+    let condition = &status.conditions[0];
+    assert_eq!(condition.status, "False");
+    assert!(condition.message.contains("disk full"), "{condition:?}");
+    reconciler.store_again();
     let again = reconciler.step(1).unwrap();
     assert_eq!(again.store_vips, step.store_vips);
+    reconciler.step_stored();
+    assert_eq!(
+        reconciler.hold_back_vips("disk full", 1),
+        0,
+        "what is stored stays"
+    );
+    assert_eq!(web(&reconciler.step(1).unwrap()), web(&step));
     assert_eq!(again.snapshot.imports, step.snapshot.imports);
     assert!(again.snapshot.version > step.snapshot.version);
     assert_eq!(

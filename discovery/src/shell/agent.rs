@@ -43,7 +43,7 @@ const CACHE_EVERY: Duration = Duration::from_secs(1);
 /// broker in reach answers in a fraction of it, and then the first snapshot is the whole one.
 const ALONE_AFTER: Duration = Duration::from_secs(3);
 
-/// A file that could not be stored is tried again after this; the snapshot that needs it waits.
+/// A file that could not be stored is tried again after this; only what needs it waits.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Messages of the session taken in one round, so that a burst makes one snapshot and a question never waits long.
@@ -149,7 +149,10 @@ impl Agent {
                     let _ = question.send(self.inspect(&round));
                 }
                 () = at(round.cache_at) => self.store_cache(&mut round).await,
-                () = at(round.store_again_at) => round.store_again_at = None,
+                () = at(round.store_again_at) => {
+                    round.store_again_at = None;
+                    self.reconciler.store_again();
+                }
                 () = at(drill_end) => { self.drill.send_replace(None); }
                 () = sleep_until(round.alone_at), if self.snapshots.borrow().is_none() && self.seams.clock.now() < round.alone_at => {}
                 else => return if shutdown.is_draining() { Ok(()) } else { Err("the tasks that feed the agent have died".into()) },
@@ -337,46 +340,62 @@ impl Agent {
     }
 
     async fn step(&mut self, round: &mut Round) {
-        let now = self.seams.clock.now();
-        if round.store_again_at.is_some_and(|at| at > now) {
-            return;
+        if round.store_again_at.is_none() {
+            self.publish(round).await;
         }
-        if let Err(error) = self.publish_and_serve(now >= round.alone_at, round).await {
-            self.metrics.store_failures.inc();
-            tracing::error!(%error, "cannot store what comes next, and so do not use it; trying again");
-            round.store_again_at = Some(now + STORE_AGAIN);
+        if self.reconciler.knows_the_clusterset() || self.seams.clock.now() >= round.alone_at {
+            self.serve(round).await;
         }
     }
 
-    async fn publish_and_serve(&mut self, alone: bool, round: &mut Round) -> std::io::Result<()> {
-        if let Some(publication) = self.reconciler.publication() {
-            if let Some(sightings) = &publication.store_sightings
-                && let Err(error) = self.store_json(SIGHTINGS_FILE, sightings).await
-            {
-                self.reconciler.undo_publication(&publication);
-                return Err(error);
-            }
-            self.metrics.exports.set(gauge(publication.exports.len()));
-            self.wanted.send_replace(Some(publication.exports));
-        }
-        if !self.reconciler.knows_the_clusterset() && !alone {
-            return Ok(());
-        }
-        let Some(step) = self.reconciler.step(unix_ms(self.seams.clock.wall())) else {
-            return Ok(());
+    async fn publish(&mut self, round: &mut Round) {
+        let Some(publication) = self.reconciler.publication() else {
+            return;
         };
-        if let Some(vips) = &step.store_vips
-            && let Err(error) = self.store_json(VIPS_FILE, vips).await
+        if let Some(sightings) = &publication.store_sightings
+            && let Err(error) = self.store_json(SIGHTINGS_FILE, sightings).await
         {
-            self.reconciler.undo_step(&step);
-            return Err(error);
+            self.reconciler.undo_publication(&publication);
+            self.try_again(round);
+            tracing::error!(%error, "cannot store what is exported, and so do not publish it; trying again");
+            return;
+        }
+        self.metrics.exports.set(gauge(publication.exports.len()));
+        self.wanted.send_replace(Some(publication.exports));
+    }
+
+    /// Serves what changed. An address that cannot be stored is left out; the others, and all else, do not wait for the disk.
+    async fn serve(&mut self, round: &mut Round) {
+        let now_unix_ms = unix_ms(self.seams.clock.wall());
+        let Some(mut step) = self.reconciler.step(now_unix_ms) else {
+            return;
+        };
+        if let Some(vips) = &step.store_vips {
+            match self.store_json(VIPS_FILE, vips).await {
+                Ok(()) => self.reconciler.step_stored(),
+                Err(error) => {
+                    let held_back = self.reconciler.hold_back_vips(&error.to_string(), now_unix_ms);
+                    self.try_again(round);
+                    tracing::warn!(%error, held_back, "cannot store the virtual addresses; new imports have none until it works");
+                    let Some(without) = self.reconciler.step(now_unix_ms) else {
+                        return;
+                    };
+                    step = without;
+                }
+            }
         }
         let snapshot = step.snapshot;
         self.count(&snapshot, round);
         tracing::debug!(version = ?snapshot.version, fresh = snapshot.fresh, imports = snapshot.imports.len(), "serving a snapshot");
         self.snapshots.send_replace(Some(Arc::new(snapshot)));
         self.blockers.snapshot.mark_ready();
-        Ok(())
+    }
+
+    fn try_again(&self, round: &mut Round) {
+        self.metrics.store_failures.inc();
+        round
+            .store_again_at
+            .get_or_insert(self.seams.clock.now() + STORE_AGAIN);
     }
 
     async fn store_json(&self, file: &str, value: &impl serde::Serialize) -> std::io::Result<()> {

@@ -605,6 +605,70 @@ async fn a_drill_is_told_silences_and_reports() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_holds_up_nothing_else() {
+    let broker = FakeBroker::start();
+    let mut site = Site::joined("west", &broker).await;
+    site.write("web", &["127.0.0.5"]);
+    broker.core.member("east", v1::Lease::Alive);
+    broker.core.admit(remote("far", "east", [127, 0, 0, 9]));
+    site.start();
+    let feed = site.feed();
+    let first = until(&feed, "both imports", |snapshot| {
+        snapshot.fresh && snapshot.imports.len() == 2
+    })
+    .await;
+    eventually("published", || broker.core.exports().len() == 2).await;
+
+    // A directory in its place: neither file can be replaced.
+    let files = ["vips.json", "exports.json"].map(|name| site.config.site.data_dir.join(name));
+    for file in &files {
+        std::fs::remove_file(file).unwrap();
+        std::fs::create_dir_all(file.join("full")).unwrap();
+    }
+    site.write("new", &["127.0.0.6"]);
+    broker.core.admit(remote("late", "east", [127, 0, 0, 10]));
+    broker.core.admit(remote("far", "east", [127, 0, 0, 11]));
+    let without = until(&feed, "updates arrive", |snapshot| {
+        addresses(snapshot, "far", "east") == ["127.0.0.11"]
+            && ["new", "late"]
+                .iter()
+                .all(|name| snapshot.imports.contains_key(&key(name)))
+    })
+    .await;
+    for name in ["web", "far"] {
+        let (before, after) = (&first.imports[&key(name)], &without.imports[&key(name)]);
+        assert_eq!(before.ips, after.ips, "{name} keeps its address");
+    }
+    for name in ["new", "late"] {
+        assert!(without.imports[&key(name)].ips.is_empty(), "{name} has none yet");
+    }
+    let reply = site.inspect().await;
+    let late = reply
+        .imports
+        .iter()
+        .find(|import| import.key.as_ref().is_some_and(|key| key.name == "late"));
+    let message = &late.unwrap().conditions[0].message;
+    assert!(message.contains("cannot be stored"), "{message}");
+    assert!(
+        !broker.core.exports().contains(&"export shop/new west".to_owned()),
+        "its UID is not stored"
+    );
+
+    for file in &files {
+        std::fs::remove_dir_all(file).unwrap();
+    }
+    until(&feed, "all have addresses once there is room", |snapshot| {
+        snapshot.imports.len() == 4 && snapshot.imports.values().all(|import| !import.ips.is_empty())
+    })
+    .await;
+    eventually("and all is published", || {
+        broker.core.exports().contains(&"export shop/new west".to_owned())
+    })
+    .await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_cut_off_is_left() {
     let broker = FakeBroker::start();
     let mut site = Site::joined("west", &broker).await;
