@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{Cell, Table, TableStyle};
 use serde::Serialize;
 
 use crate::args::Format;
@@ -41,19 +40,39 @@ pub(crate) fn paint(tone: Tone, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// A table without lines, like kubectl's.
+/// A table without lines, like kubectl's: columns two spaces apart, as wide as what is seen of their widest cell.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new());
-    table.set_header(head.map(|title| Cell::new(paint(Tone::Bold, title))));
-    for row in rows {
-        table.add_row(row.map(Cell::new));
+    let head = head.map(|title| paint(Tone::Bold, title));
+    let rows: Vec<[String; N]> = std::iter::once(head).chain(rows).collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(seen(cell));
+        }
     }
-    let text = table.to_string();
-    text.lines()
-        .map(|line| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let line = |row: &[String; N]| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width - seen(cell))));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// How many characters of `cell` a terminal shows: the escape codes of colours (ECMA-48 SGR) take no room.
+fn seen(cell: &str) -> usize {
+    let mut count = 0;
+    let mut in_code = false;
+    for character in cell.chars() {
+        match character {
+            '\u{1b}' => in_code = true,
+            'm' if in_code => in_code = false,
+            _ if in_code => {}
+            _ => count += 1,
+        }
+    }
+    count
 }
 
 /// Prints `value` as JSON or what `table` makes of it.
@@ -131,5 +150,23 @@ pub(crate) fn span(ms: u64) -> String {
         60_000..3_600_000 => format!("{}m", ms / 60_000),
         3_600_000..172_800_000 => format!("{}h", ms / 3_600_000),
         _ => format!("{}d", ms / 86_400_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_take_no_room_in_a_table() {
+        let red = |text: &str| format!("\u{1b}[31m{text}\u{1b}[0m");
+        let text = table(["A", "B"], [[red("long"), "x".into()], ["s".into(), "y".into()]]);
+        let plain: Vec<String> = text
+            .replace("\u{1b}[31m", "")
+            .replace("\u{1b}[0m", "")
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(plain, ["A     B", "long  x", "s     y"]);
     }
 }

@@ -7,6 +7,8 @@ use serde::Deserialize;
 use tombolo_clusterset::{ClusterId, Label, Locality};
 use tombolo_wire::local::ClusterSite;
 
+use crate::up::Layout;
+
 /// Environment variable that moves every cluster's data directory; `up` sets it for its processes.
 pub(crate) const DATA_DIR_VARIABLE: &str = "TOMBOLO_CLUSTER_DATA_DIR";
 
@@ -49,6 +51,16 @@ impl Site {
     pub(crate) fn load(file: &Path) -> Result<Self> {
         let data_dir = std::env::var_os(DATA_DIR_VARIABLE).map(PathBuf::from);
         Self::load_with_data_dir(file, data_dir)
+    }
+
+    /// The same, in the data directory of the clusterset that `up` keeps under `root`, if this cluster is one of it.
+    pub(crate) fn load_within(file: &Path, root: &Path) -> Result<Self> {
+        let mut site = Self::load(file)?;
+        let within = Layout::new(root).cluster_root().join(site.site.cluster.as_str());
+        if std::env::var_os(DATA_DIR_VARIABLE).is_none() && within.is_dir() {
+            site.site.data_dir = within;
+        }
+        Ok(site)
     }
 
     /// The same, with the data directory of the caller's choice.

@@ -12,6 +12,11 @@ use tombolo_wire::v1;
 use crate::args::Target;
 use crate::operator::{Operators, refusal};
 use crate::output::{print_line, when};
+use crate::up::Layout;
+use crate::up::control::{Request, ask};
+
+/// Longer than any `up` runs: ten years.
+const FOR_GOOD_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
 /// Takes a broker out of the group.
 pub(crate) async fn remove(target: &Target, id: u64) -> Result<()> {
@@ -20,9 +25,31 @@ pub(crate) async fn remove(target: &Target, id: u64) -> Result<()> {
         .remove_broker(v1::RemoveBrokerRequest { id })
         .await
         .map_err(|status| refusal(&status))?;
+    if retire(target, id).await? {
+        return print_line(&format!(
+            "broker {id} is removed and its process stopped. Its id is never used again"
+        ));
+    }
     print_line(&format!(
         "broker {id} is removed; stop its process. Its id is never used again"
     ))
+}
+
+/// Stops a broker of `up`'s for good. False when `up` does not run it.
+async fn retire(target: &Target, id: u64) -> Result<bool> {
+    let layout = Layout::new(&target.data_dir);
+    if target.broker.is_some() || !layout.broker(id).is_dir() {
+        return Ok(false);
+    }
+    let marker = layout.removed(id);
+    std::fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
+    let kill = Request::Kill {
+        cluster: format!("broker-{id}"),
+        role: None,
+        hold_ms: FOR_GOOD_MS,
+    };
+    // When `up` does not run there is nothing to stop: the marker keeps it from starting.
+    Ok(ask(&layout.root, &kill).await.is_ok())
 }
 
 /// Writes a consistent back-up: beside the file first, then linked into place, so that there is a whole one or none.

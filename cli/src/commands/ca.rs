@@ -45,7 +45,9 @@ pub(crate) async fn run(target: &Target, command: Ca) -> Result<()> {
                     status.stage
                 );
             };
-            rotate(&operators, step, force).await?
+            let rotation = rotate(&operators, step, force).await?;
+            operators.renew().await?;
+            rotation
         }
     };
     print(target.output, "ca", &rotation, text)

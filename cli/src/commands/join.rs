@@ -11,7 +11,7 @@ use crate::output::print_line;
 use crate::site::Site;
 
 pub(crate) async fn run(target: &Target, args: Join) -> Result<()> {
-    let site = Site::load(&args.config)?;
+    let site = Site::load_within(&args.config, &target.data_dir)?;
     let mut brokers: Vec<SocketAddr> = target.broker.into_iter().collect();
     brokers.extend(args.more_brokers);
     if brokers.is_empty() {

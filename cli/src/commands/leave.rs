@@ -14,8 +14,8 @@ use crate::output::print_line;
 use crate::site::Site;
 
 /// Ends the membership with the cluster's own identity.
-pub(crate) async fn leave(_: &Target, config: &Path) -> Result<()> {
-    let site = Site::load(config)?;
+pub(crate) async fn leave(target: &Target, config: &Path) -> Result<()> {
+    let site = Site::load_within(config, &target.data_dir)?;
     let (cluster, data_dir) = (&site.site.cluster, &site.site.data_dir);
     tombolo_discovery::leave(&site.agent_config(), &Seams::host())
         .await

@@ -81,7 +81,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Command::Ca(command) => ca::run(&target, command).await?,
         Command::Check { config } => return check::run(&target, config).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "tombolo", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "tombolo", &mut script);
+            crate::output::print_line(String::from_utf8_lossy(&script).trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)

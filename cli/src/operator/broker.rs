@@ -13,7 +13,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tombolo_daemon::seam::Seams;
 use tombolo_trust::shell::files::IdentityDir;
-use tombolo_trust::{CertStore, Permit, TrustState, TrustStore, client_config};
+use tombolo_trust::{
+    CertStore, CertificateDer, Permit, Subject, TrustState, TrustStore, client_config, new_key_and_csr,
+};
+use tombolo_wire::v1;
 use tombolo_wire::v1::operator_client::OperatorClient;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -91,6 +94,41 @@ impl Operators {
             }
         }
         Err(anyhow!("no broker can be reached:\n{}", failures.join("\n")))
+    }
+
+    /// Gets this operator a new certificate and the present roots, and writes both into the identity folder: whoever turns
+    /// the root must not be left behind by it.
+    pub(crate) async fn renew(&self) -> Result<()> {
+        let folder = IdentityDir::new(&self.identity);
+        let identity = folder.load()?;
+        let Subject::Operator(name) = identity.id().subject() else {
+            bail!(
+                "{} is the identity of {}, not of an operator",
+                self.identity.display(),
+                identity.id()
+            );
+        };
+        let (key, csr) = new_key_and_csr()?;
+        let request = v1::IssueCertificateRequest {
+            subject: format!("operator/{name}"),
+            csr: csr.to_vec().into(),
+        };
+        let mut client = self.connect().await?;
+        let reply = client
+            .issue_certificate(request)
+            .await
+            .map_err(|status| refusal(&status))?
+            .into_inner();
+        let roots = reply.trust.map(|trust| trust.roots).unwrap_or_default();
+        let roots: Vec<CertificateDer<'static>> =
+            roots.into_iter().map(|root| root.to_vec().into()).collect();
+        if roots.is_empty() {
+            bail!("the broker sent a certificate without roots; upgrade it");
+        }
+        // The roots first: with both, either certificate works if this ends in between.
+        folder.save_roots(&roots)?;
+        folder.save(&[reply.certificate.to_vec().into()], &key)?;
+        Ok(())
     }
 }
 

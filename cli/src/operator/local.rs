@@ -83,7 +83,12 @@ pub(crate) async fn observe_all(target: &Target) -> Result<(Vec<Observed>, Vec<(
 pub(crate) async fn observe(name: &str, folder: &Path) -> Result<Observed> {
     let cluster = ClusterId::parse(name)?;
     let socket = folder.join(AGENT_SOCKET);
-    let away = || format!("the agent of {name} does not answer at {}", socket.display());
+    let away = || {
+        format!(
+            "the agent of {name} does not answer at {}; start it with `tombolo up` or `tombolo agent`",
+            socket.display()
+        )
+    };
     let asked = async { tokio::try_join!(snapshot(&socket, cluster.clone()), inspect(&socket)) };
     let (snapshot, inspect) = timeout(ANSWER_TIMEOUT, asked)
         .await

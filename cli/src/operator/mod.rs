@@ -8,3 +8,4 @@ pub(crate) mod view;
 
 pub(crate) use broker::{CALL_TIMEOUT, Operators, refusal};
 pub(crate) use records::Records;
+pub(crate) use view::members;

@@ -1,6 +1,6 @@
 //! The clusterset as one command sees it: from a broker when one answers, else from the agents of this machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -171,6 +171,12 @@ fn notes(target: &Target) -> BTreeMap<ClusterId, SiteNote> {
 }
 
 /// The linearizable view of the first broker that gives one; else what any broker has applied.
+/// Who is a member now, as the brokers have it.
+pub(crate) async fn members(target: &Target) -> Result<BTreeSet<ClusterId>> {
+    let (_, records) = from_brokers(target).await?;
+    Ok(records.members.into_keys().collect())
+}
+
 async fn from_brokers(target: &Target) -> Result<(SocketAddr, Records)> {
     let operators = Operators::find(target)?;
     let mut failures = Vec::new();

@@ -67,10 +67,15 @@ impl Layout {
         broker_address(id, BROKER_ADMIN_PORT)
     }
 
-    /// API addresses of the brokers that have a folder.
+    /// Marks a broker that was taken out of the group: it is started no more, and its id is never used again.
+    pub(crate) fn removed(&self, id: u64) -> PathBuf {
+        self.broker(id).join("removed")
+    }
+
+    /// API addresses of the brokers that have a folder and were not removed.
     pub(crate) fn broker_apis(&self) -> Vec<SocketAddr> {
         (1..=5)
-            .filter(|id| self.broker(*id).is_dir())
+            .filter(|id| self.broker(*id).is_dir() && !self.removed(*id).exists())
             .map(Self::api)
             .collect()
     }

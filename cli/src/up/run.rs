@@ -1,6 +1,6 @@
 //! `up` and `down`, step by step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::IsTerminal;
 use std::net::{TcpListener, UdpSocket};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
+use tombolo_clusterset::ClusterId;
 use tombolo_wire::v1;
 
 use super::control::{self, Answer, Call, Request};
@@ -21,7 +22,7 @@ use super::layout::{Layout, SiteNote};
 use super::plan;
 use crate::args::{Format, Target, Up};
 use crate::commands::{broker_add, overview};
-use crate::operator::{Operators, refusal};
+use crate::operator::{Operators, members, refusal};
 use crate::output::{Tone, paint, print_line};
 use crate::site::Site;
 
@@ -31,6 +32,9 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 const TOKEN_TTL_MS: u64 = 5 * 60 * 1000;
 /// How long all links and imports may take once every process is ready.
 const CONVERGE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The last line of a foreground start.
+const STAYS: &str = "Ctrl-C stops everything.";
 
 /// What a data directory was made with.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,9 +176,12 @@ async fn start(
     progress: &Progress,
     target: &Target,
 ) -> Result<()> {
-    progress.step(&format!("starting broker 1 at {}", Layout::api(1)));
     write_bootstrap_config(layout)?;
-    fleet.start(plan::broker(layout, 1))?;
+    let present: Vec<u64> = (1..=brokers).filter(|id| !layout.removed(*id).exists()).collect();
+    if present.contains(&1) {
+        progress.step(&format!("starting broker 1 at {}", Layout::api(1)));
+        fleet.start(plan::broker(layout, 1))?;
+    }
     if brokers > 1 && !layout.broker(2).exists() {
         fleet.wait_ready(READY_DEADLINE).await?;
     }
@@ -182,7 +189,7 @@ async fn start(
         brokers: vec![Layout::api(1)],
         identity: layout.operator(),
     };
-    for id in 2..=brokers {
+    for id in present.iter().copied().filter(|id| *id > 1) {
         if !layout.broker(id).join("broker.toml").is_file() {
             progress.step(&format!("adding broker {id} at {}", Layout::api(id)));
             let request = broker_add::Request {
@@ -198,18 +205,30 @@ async fn start(
         fleet.start(plan::broker(layout, id))?;
     }
     fleet.wait_ready(READY_DEADLINE).await?;
-    progress.step(&format!("{brokers} brokers ready"));
+    progress.step(&format!("{} brokers ready", present.len()));
 
     let operators = Operators {
         brokers: layout.broker_apis(),
         identity: layout.operator(),
     };
+    let members = members(target).await?;
+    let mut joined = Vec::new();
     for site in sites {
-        join(&operators, site, progress).await?;
+        if !join(&operators, site, &members, progress).await? {
+            continue;
+        }
         SiteNote::of(site).save(&site.site.data_dir)?;
         for spec in plan::cluster(site) {
             fleet.start(spec)?;
         }
+        joined.push(site.clone());
+    }
+    let sites = &joined[..];
+    if sites.is_empty() {
+        bail!(
+            "every cluster of {} was evicted or has left",
+            layout.root.display()
+        );
     }
     progress.step("waiting for agents, gateways, DNS servers and sidecars");
     fleet.wait_ready(READY_DEADLINE).await?;
@@ -218,15 +237,32 @@ async fn start(
     progress.step(&paint(Tone::Good, &format!("ready after {seconds:.1} s")));
     print_line("")?;
     print_line(&overview::text(layout, sites).await?)?;
-    print_line(&try_this(target, sites))
+    print_line(&try_this(target, sites))?;
+    print_line(STAYS)
 }
 
-/// A member already, or made one now with a token of its own.
-async fn join(operators: &Operators, site: &Site, progress: &Progress) -> Result<()> {
+/// A member already, or made one now with a token of its own. False for one that was evicted or has left: an operator's
+/// word is not undone by a restart.
+async fn join(
+    operators: &Operators,
+    site: &Site,
+    members: &BTreeSet<ClusterId>,
+    progress: &Progress,
+) -> Result<bool> {
     let cluster = &site.site.cluster;
     if site.site.data_dir.join("identity/membership.json").is_file() {
-        progress.step(&format!("{cluster} is a member already"));
-        return Ok(());
+        if members.contains(cluster) {
+            progress.step(&format!("{cluster} is a member already"));
+            return Ok(true);
+        }
+        progress.step(&paint(
+            Tone::Warn,
+            &format!(
+                "{cluster} was evicted or has left, and stays out; to take it back delete {} and start again",
+                site.site.data_dir.display()
+            ),
+        ));
+        return Ok(false);
     }
     progress.step(&format!("{cluster} joins with a token of its own"));
     let mut client = operators.connect().await?;
@@ -241,7 +277,7 @@ async fn join(operators: &Operators, site: &Site, progress: &Progress) -> Result
         .into_inner()
         .token;
     crate::commands::join::join(site, &token, operators.brokers.clone(), false).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Waits until every cluster sees every other over a link that is up.
@@ -289,7 +325,7 @@ fn try_this(target: &Target, sites: &[Site]) -> String {
             first.site.cluster
         ),
     ];
-    format!("\nTry:\n  {}\n\nCtrl-C stops everything.", lines.join("\n  "))
+    format!("\nTry:\n  {}\n", lines.join("\n  "))
 }
 
 /// One `up` per data directory.
@@ -419,6 +455,7 @@ pub(super) async fn detach(target: &Target, args: &Up, layout: &Layout) -> Resul
         }
         if let Ok(Answer::Status { ready: true, .. }) = control::ask(&layout.root, &Request::Status).await {
             show_new_lines(&log, shown)?;
+            print_line("It runs in the background; `tombolo down` stops it.")?;
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(POLL).await;
@@ -431,7 +468,9 @@ fn show_new_lines(log: &std::path::Path, from: usize) -> Result<usize> {
     let new = &text[from.min(text.len())..];
     let whole = new.rfind('\n').map_or(0, |end| end + 1);
     if whole > 0 {
-        print_line(new[..whole].trim_end_matches('\n'))?;
+        let foreground_only = |line: &&str| *line != STAYS;
+        let lines: Vec<&str> = new[..whole].lines().filter(foreground_only).collect();
+        print_line(&lines.join("\n"))?;
     }
     Ok(whole)
 }
