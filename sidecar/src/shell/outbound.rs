@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -77,6 +77,7 @@ impl Drop for OwnEnd {
 struct Bound {
     target: watch::Sender<Target>,
     stop: CancellationToken,
+    task: task::Id,
 }
 
 impl Outbound {
@@ -156,9 +157,21 @@ impl Outbound {
                 () = self.shutdown.drain() => break,
                 Ok(()) = snapshots.changed() => {}
                 () = retry => {}
-                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a listener died; this is a bug, please report it with the log");
+                Some(ended) = tasks.join_next_with_id(), if !tasks.is_empty() => {
+                    let task = match ended {
+                        Ok((task, ())) => task,
+                        Err(error) => {
+                            tracing::error!(%error, "a listener died; this is a bug, please report it with the log");
+                            // One that dies at once must not keep a core busy.
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                            error.id()
+                        }
+                    };
+                    // What is not bound any longer is bound anew; who was told to stop is not found here.
+                    let place = bound.iter().find_map(|(place, bound)| (bound.task == task).then_some(*place));
+                    if let Some(place) = place {
+                        bound.remove(&place);
+                        targets.remove(&place);
                     }
                 }
             }
@@ -178,7 +191,7 @@ impl Outbound {
     ) -> io::Result<Bound> {
         let (sender, targets) = watch::channel(target);
         let stop = CancellationToken::new();
-        match place.protocol {
+        let task = match place.protocol {
             Protocol::Udp => {
                 let socket = tokio::net::UdpSocket::bind(place.address)
                     .await
@@ -188,14 +201,18 @@ impl Outbound {
                             format!("cannot listen on {} over UDP: {error}", place.address),
                         )
                     })?;
-                tasks.spawn(udp::serve(Arc::clone(self), socket, targets, stop.clone()));
+                tasks.spawn(udp::serve(Arc::clone(self), socket, targets, stop.clone()))
             }
             Protocol::Tcp | Protocol::Sctp => {
                 let listener = self.connector.seams.network.listen(place.address).await?;
-                tasks.spawn(Arc::clone(self).accept(listener, targets, stop.clone()));
+                tasks.spawn(Arc::clone(self).accept(listener, targets, stop.clone()))
             }
-        }
-        Ok(Bound { target: sender, stop })
+        };
+        Ok(Bound {
+            target: sender,
+            stop,
+            task: task.id(),
+        })
     }
 
     async fn accept(

@@ -1,16 +1,21 @@
 //! Flows of the workload: where they go, and where they go next.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tombolo_clusterset::LinkState;
 use tombolo_clusterset::endpoint::Protocol;
+use tombolo_daemon::seam::net::{Accept, HostNetwork, Listener, Network, Stream};
 use tombolo_tunnel::Refusal;
 
 use super::site::{
-    Remote, Site, World, backend, exchange, in_time, name_of, nobody, reached, retry, udp_backend,
+    PORT, Remote, Site, World, backend, exchange, in_time, name_of, nobody, reached, retry, udp_backend,
 };
 use crate::fixtures::{cluster, key};
 
@@ -343,4 +348,47 @@ async fn what_comes_straight_to_the_capture_listener_is_reset() {
     site.publish().await;
     let mut stream = in_time(retry(|| TcpStream::connect(site.capture()))).await;
     assert!(in_time(stream.read_u8()).await.is_err());
+}
+
+/// The host's network, but for the first listener of an import, which dies.
+#[derive(Debug, Default)]
+struct DeadlyNetwork {
+    died: AtomicBool,
+}
+
+#[derive(Debug)]
+struct DeadlyListener(SocketAddr);
+
+impl Accept for DeadlyListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, SocketAddr)>> {
+        panic!("as the test asked");
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0)
+    }
+}
+
+impl Network for DeadlyNetwork {
+    fn dial(&self, peer: SocketAddr) -> BoxFuture<'static, io::Result<Stream>> {
+        HostNetwork.dial(peer)
+    }
+
+    fn listen(&self, address: SocketAddr) -> BoxFuture<'static, io::Result<Listener>> {
+        if address.port() != PORT || self.died.swap(true, Ordering::Relaxed) {
+            return HostNetwork.listen(address);
+        }
+        Box::pin(async move { Ok(Listener::Other(Box::new(DeadlyListener(address)))) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_died_is_bound_anew() {
+    let network = Arc::new(DeadlyNetwork::default());
+    let mut site = Site::start_on(&World::new(), Arc::clone(&network) as _);
+    let local = backend("home").await;
+    site.import("shop/checkout", 1, Protocol::Tcp, &[("home", &[local])]);
+    site.publish().await;
+    assert!(network.died.load(Ordering::Relaxed));
+    assert_eq!(reached(site.listener(1)).await.as_deref(), Some("home"));
 }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tombolo_clusterset::endpoint::Protocol;
 use tombolo_clusterset::{LinkState, Locality, Snapshot};
+use tombolo_daemon::seam::net::Network;
 use tombolo_daemon::{Seams, Shutdown};
 use tombolo_trust::{
     CertStore, Identity, Intermediate, Root, Serial, SpiffeId, TrustState, TrustStore, new_key_and_csr,
@@ -96,17 +97,27 @@ impl Site {
 
     /// With an inbound listener in front of `target`.
     pub(super) fn start_with(world: &World, inbound: Option<(SocketAddr, Mode)>) -> Self {
-        Self::start_at(SITES.fetch_add(1, Ordering::Relaxed), world, inbound)
+        let number = SITES.fetch_add(1, Ordering::Relaxed);
+        Self::start_at(number, world, inbound, Seams::host())
+    }
+
+    /// On a network of its own.
+    pub(super) fn start_on(world: &World, network: Arc<dyn Network>) -> Self {
+        let seams = Seams {
+            network,
+            ..Seams::host()
+        };
+        Self::start_at(SITES.fetch_add(1, Ordering::Relaxed), world, None, seams)
     }
 
     /// A second sidecar on the same addresses, to its end.
     pub(super) async fn again(&self, world: &World) -> Result<(), Error> {
-        in_time(Self::start_at(self.number, world, None).running)
+        in_time(Self::start_at(self.number, world, None, Seams::host()).running)
             .await
             .unwrap()
     }
 
-    fn start_at(number: u8, world: &World, inbound: Option<(SocketAddr, Mode)>) -> Self {
+    fn start_at(number: u8, world: &World, inbound: Option<(SocketAddr, Mode)>, seams: Seams) -> Self {
         let mut snapshot = Snapshot::empty(cluster("home"));
         snapshot.fresh = true;
         snapshot
@@ -148,13 +159,7 @@ impl Site {
         let identity = world.identity("home", "ns/shop/sa/client");
         let trust = Arc::clone(identity.trust());
         let shutdown = Shutdown::new(Duration::from_millis(500));
-        let role = serve(
-            config,
-            feeds,
-            async { Ok(identity) },
-            Seams::host(),
-            shutdown.clone(),
-        );
+        let role = serve(config, feeds, async { Ok(identity) }, seams, shutdown.clone());
         let running = tokio::spawn(role);
         Self {
             number,
