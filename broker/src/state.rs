@@ -63,7 +63,7 @@ pub struct State {
     pub clock_ms: u64,
     /// Log index of the last entry that was applied.
     pub applied: u64,
-    /// Above every publish epoch of members that are gone, so that an epoch is never granted twice to one name.
+    /// Above every publish epoch of members that are gone, and of earlier incarnations, so that an epoch is never granted twice to one name.
     pub epoch_floor: u64,
     /// Members by id.
     pub members: BTreeMap<ClusterId, Member>,
@@ -241,7 +241,10 @@ impl State {
         self.drills.running = None;
         // The group starts again with one broker; every other id is gone for good.
         self.brokers.restart(broker, addresses);
+        // Epochs granted after the back-up are not known here; the incarnation, in seconds, is above them all.
+        self.epoch_floor = self.epoch_floor.max(self.incarnation);
         for member in self.members.values_mut() {
+            member.publish_epoch = (member.publish_epoch + 1).max(self.incarnation);
             member.view.lease = tombolo_clusterset::Lease::Unknown;
         }
     }

@@ -473,7 +473,30 @@ fn publishing_is_fenced_and_admission_is_remembered() {
     });
     log.done(create(40, "west"));
     log.done(join(40, "west"));
-    assert_eq!(log.done(open("west", 0)), Reply::Granted { epoch: 3 });
+    let refusal = log.refused(upsert("west", "shop/cart", 2));
+    assert!(matches!(refusal, Refusal::Superseded { .. }), "{refusal}");
+    assert_eq!(log.done(open("west", 0)), Reply::Granted { epoch: 4 });
+}
+
+#[test]
+fn a_restore_grants_no_epoch_again() {
+    let mut log = Log::busy();
+    let backup = log.state.clone();
+    let Reply::Granted { epoch: held } = log.done(open("west", 0)) else {
+        panic!("not granted")
+    };
+    log.state = backup;
+    log.state.begin_incarnation(NOW / 1000, 1, addresses(1));
+    for epoch in [1, held] {
+        let refusal = log.refused(upsert("west", "shop/cart", epoch));
+        assert!(matches!(refusal, Refusal::Superseded { .. }), "{refusal}");
+    }
+    let above = |reply| matches!(reply, Reply::Granted { epoch } if epoch > NOW / 1000);
+    assert!(above(log.done(open("west", 0))));
+    // Whoever joined and left after the back-up is unknown to it.
+    log.done(create(50, "south"));
+    log.done(join(50, "south"));
+    assert!(above(log.done(open("south", 0))));
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub enum RestoreError {
     /// The directory is in use.
     #[error("{path} exists already; restore into an empty data_dir that holds only the kek file", path = path.display())]
     NotEmpty {
-        /// The log that is there.
+        /// The log or the snapshot that is there.
         path: PathBuf,
     },
     /// The id was used and removed.
@@ -94,7 +94,7 @@ pub enum RestoreError {
 }
 
 /// Makes the data_dir of a one-broker group out of the back-up `file`. `config.data_dir` must hold the `kek` that the
-/// group used, and no log. The broker is then started as usual with `bootstrap = false`.
+/// group used, and neither log nor snapshots. The broker is then started as usual with `bootstrap = false`.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -125,6 +125,24 @@ pub async fn restore(file: &Path, config: &Config, seams: &Seams) -> Result<Rest
             path: config.log_path(),
         });
     }
+    let directory = config.snapshots_path();
+    let write = |error: &dyn std::fmt::Display| RestoreError::Write(error.to_string());
+    seams
+        .disk
+        .create_dir_all(&directory)
+        .await
+        .map_err(|error| write(&error))?;
+    let snapshots = Snapshots {
+        directory,
+        disk: Arc::clone(&seams.disk),
+    };
+    // A left-over snapshot of a later index would be taken for the newest at the next start.
+    let left_over = snapshots.names().await.map_err(|error| write(&error))?;
+    if let Some(name) = left_over.last() {
+        return Err(RestoreError::NotEmpty {
+            path: snapshots.directory.join(name),
+        });
+    }
 
     let kek = load_kek(&config.kek_path()).map_err(BootError::from)?;
     let authority = Authority::new(kek, Arc::clone(&seams.clock));
@@ -153,17 +171,6 @@ pub async fn restore(file: &Path, config: &Config, seams: &Seams) -> Result<Rest
     let nodes = BTreeMap::from([(config.id, Addresses::from(&config.addresses()))]);
     let membership = Membership::new(vec![[config.id].into()], nodes);
     let meta = snapshot_meta(Some(last), StoredMembership::new(Some(last), membership));
-    let directory = config.snapshots_path();
-    let write = |error: &dyn std::fmt::Display| RestoreError::Write(error.to_string());
-    seams
-        .disk
-        .create_dir_all(&directory)
-        .await
-        .map_err(|error| write(&error))?;
-    let snapshots = Snapshots {
-        directory,
-        disk: Arc::clone(&seams.disk),
-    };
     snapshots
         .write(&meta, &Bytes::from(encode_state(&state)))
         .await

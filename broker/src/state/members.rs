@@ -163,7 +163,8 @@ impl Entry<'_> {
             .members
             .remove(cluster)
             .ok_or_else(|| Refusal::NotAMember(cluster.clone()))?;
-        self.state.epoch_floor = self.state.epoch_floor.max(member.publish_epoch);
+        // Above the last grant: a member of the same name begins where that one's streams no longer count.
+        self.state.epoch_floor = self.state.epoch_floor.max(member.publish_epoch + 1);
         self.deny(cluster, member.keys);
         self.changed.insert(EntryKey::Member(cluster.clone()));
         let exports = self.remove_exports(|_, exporter| exporter == cluster);

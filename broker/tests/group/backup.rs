@@ -50,6 +50,17 @@ async fn a_restored_clusterset_is_a_new_incarnation() {
         "{refused}"
     );
 
+    let snapshots = restored.data_dir.join("snapshots");
+    let left_over = snapshots.join("00000000000000009999.snap");
+    std::fs::create_dir_all(&snapshots).unwrap();
+    std::fs::write(&left_over, b"of another life").unwrap();
+    let refused = restore(&file, &restored, &Seams::host()).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("9999.snap exists already"),
+        "{refused}"
+    );
+    std::fs::remove_file(left_over).unwrap();
+
     let summary = restore(&file, &restored, &Seams::host()).await.unwrap();
     assert!(summary.incarnation > 1);
     assert_eq!(summary.tokens_voided, 2);

@@ -277,7 +277,7 @@ impl Snapshots {
     }
 
     /// Oldest first.
-    async fn names(&self) -> Result<Vec<String>, StorageError> {
+    pub(crate) async fn names(&self) -> Result<Vec<String>, StorageError> {
         let mut names = self
             .disk
             .list(&self.directory)
