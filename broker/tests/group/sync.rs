@@ -278,3 +278,32 @@ async fn what_is_too_large_is_refused_before_it_reaches_the_log() {
     assert!(matches!(reply, Reply::Accepted(_)), "{reply:?}");
     group.node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_state_keeps_what_stood_where_it_names_nonsense() {
+    let group = single(27).await;
+    let api = group.node.config.api;
+    let west = group.operator.join(api, "west").await;
+    let mut publisher = full_state(&west, api, &["shop/cart", "shop/gone"]).await;
+
+    publisher.ask(Request::Init(v1::PublishInit {})).await;
+    let mut nonsense = west.export("shop/cart", 1);
+    nonsense.spec = None;
+    let reply = publisher.upsert(10, nonsense).await.unwrap();
+    assert!(matches!(reply, Reply::Rejected(_)), "{reply:?}");
+    let done = v1::PublishInitDone { sequence: 11 };
+    publisher.ask(Request::InitDone(done)).await;
+    assert!(matches!(publisher.next().await.unwrap(), Reply::Accepted(_)));
+
+    let mut watch = west.watch(api, 0, 0).await.unwrap();
+    let mut stands = Vec::new();
+    loop {
+        match watch.next().await.unwrap() {
+            Event::InitDone(_) => break,
+            event => stands.extend(export_of(&event).and_then(|(record, _)| record.export)),
+        }
+    }
+    let uids: Vec<_> = stands.iter().map(|export| export.uid.as_str()).collect();
+    assert_eq!(uids, ["west-shop/cart"]);
+    group.node.stop().await;
+}

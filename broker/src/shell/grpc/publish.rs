@@ -302,11 +302,17 @@ impl Stream {
             return self.reject(upsert.sequence, None, "field export: is missing".to_owned());
         };
         let key = offered.key.clone();
+        // Whatever is wrong with the rest of it, its key alone keeps what stood before.
+        let named = match service_key("key", key.as_ref()) {
+            Ok(named) => named,
+            Err(error) => return self.reject(upsert.sequence, key, error.to_string()),
+        };
+        if !self.name(&named) {
+            let refusal = Refusal::TooManyServices(named);
+            return self.reject(upsert.sequence, key, refusal.to_string());
+        }
         let bytes = offered.encoded_len();
-        if bytes > EXPORT_MAX_BYTES
-            && let Ok(named) = service_key("key", key.as_ref())
-        {
-            self.name(&named);
+        if bytes > EXPORT_MAX_BYTES {
             let refusal = Refusal::ExportTooLarge { key: named, bytes };
             return self.reject(upsert.sequence, key, refusal.to_string());
         }
@@ -314,10 +320,6 @@ impl Stream {
             Ok(export) => export,
             Err(error) => return self.reject(upsert.sequence, key, error.to_string()),
         };
-        if !self.name(&export.key) {
-            let refusal = Refusal::TooManyServices(export.key);
-            return self.reject(upsert.sequence, key, refusal.to_string());
-        }
         if export.cluster != self.cluster {
             let (found, publisher) = (export.cluster, self.cluster.clone());
             let refusal = Refusal::ForeignExport {
