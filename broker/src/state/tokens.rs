@@ -29,19 +29,16 @@ impl TokenRecord {
 }
 
 impl State {
-    /// The token that `cluster` presents, when it may join with it now. `key` is the key it asks a certificate for: the
-    /// same key may ask again, since an answer can get lost.
+    /// The token that `cluster` presents, whatever has become of it: who gets it holds its secret.
     ///
     /// # Errors
-    /// Unknown, wrong secret, wrong cluster, used, expired: in this order, so that only who holds the secret
-    /// learns anything about a token.
-    pub fn check_token(
+    /// Unknown, wrong secret, wrong cluster: in this order, so that only who holds the secret learns anything about a
+    /// token.
+    pub fn check_token_holder(
         &self,
         id: TokenId,
         hash: &[u8; 32],
         cluster: &ClusterId,
-        key: Fingerprint,
-        now_ms: u64,
     ) -> Result<&TokenRecord, Refusal> {
         let token = self
             .tokens
@@ -58,6 +55,23 @@ impl State {
                 asked,
             });
         }
+        Ok(token)
+    }
+
+    /// The token that `cluster` presents, when it may join with it now. `key` is the key it asks a certificate for: the
+    /// same key may ask again, since an answer can get lost.
+    ///
+    /// # Errors
+    /// Those of [`State::check_token_holder`], then used, expired.
+    pub fn check_token(
+        &self,
+        id: TokenId,
+        hash: &[u8; 32],
+        cluster: &ClusterId,
+        key: Fingerprint,
+        now_ms: u64,
+    ) -> Result<&TokenRecord, Refusal> {
+        let token = self.check_token_holder(id, hash, cluster)?;
         match token.used_by {
             Some(by) if by == key => return Ok(token),
             Some(_) => return Err(Refusal::TokenUsed(id.to_string())),

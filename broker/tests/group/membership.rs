@@ -25,6 +25,12 @@ async fn a_token_joins_once_and_every_refusal_says_why() {
     );
 
     let (key, csr) = new_key_and_csr().unwrap();
+    // Nothing is signed, not even looked at, for whoever holds no token of this cluster.
+    let unsigned = join_with(api, &token, "east", false, &key, b"no request", now_ms())
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(unsigned.code(), Code::Unauthenticated, "{unsigned}");
     let late = join_with(api, &token, "west", false, &key, &csr, now_ms() - 400_000)
         .await
         .err()

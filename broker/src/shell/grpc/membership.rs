@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tombolo_clusterset::ClusterId;
 use tombolo_trust::{SecretHash, TokenId};
 use tombolo_wire::v1;
 use tombolo_wire::v1::membership_server::Membership;
@@ -29,6 +30,19 @@ impl MembershipService {
     #[must_use]
     pub fn new(broker: Arc<Broker>) -> Self {
         Self { broker }
+    }
+
+    /// Whether who asks holds the token: the root signs for nobody else. A refusal is believed as in [`Self::admit`].
+    async fn check_holder(&self, token: TokenId, hash: &[u8; 32], cluster: &ClusterId) -> Result<(), Status> {
+        let check = || {
+            self.broker
+                .read(|state| state.check_token_holder(token, hash, cluster).map(drop))
+        };
+        if check().is_ok() {
+            return Ok(());
+        }
+        self.broker.group.catch_up().await.map_err(group_status)?;
+        check().map_err(|refusal| refused(refusal.class(), refusal.to_string()))
     }
 
     /// Whether a join may go on. A refusal is believed only after this broker has caught up: the token may be newer than
@@ -65,13 +79,14 @@ impl Membership for MembershipService {
             request.unix_ms,
         )?;
         check_csr(&request.csr)?;
+        let hash = *SecretHash::of(&token, &request.token_secret).as_bytes();
+        self.check_holder(token, &hash, &cluster).await?;
         let trust = self.broker.trust()?;
         let issued = self
             .broker
             .authority
             .sign_intermediate(&trust, &cluster, &request.csr)
             .map_err(authority_status)?;
-        let hash = *SecretHash::of(&token, &request.token_secret).as_bytes();
         let replace = request.replace;
         let join = Join {
             token,
