@@ -152,7 +152,7 @@ pub async fn boot(config: &Config, seams: &Seams) -> Result<Booted, BootError> {
         });
     }
     let founding = read_founding(config, seams).await?;
-    let has_started = disk.read(&config.data_dir.join(STARTED_FILE)).await.is_ok();
+    let has_started = has_started(config, seams).await?;
     if pristine && founding.is_none() && (has_started || config.bootstrap) {
         return Err(BootError::DiskLost {
             id: config.id,
@@ -170,6 +170,16 @@ pub async fn boot(config: &Config, seams: &Seams) -> Result<Booted, BootError> {
         identity,
         founding,
     })
+}
+
+/// Whether this broker has taken part in a group. Only a file that is not there says no.
+async fn has_started(config: &Config, seams: &Seams) -> Result<bool, BootError> {
+    let path = config.data_dir.join(STARTED_FILE);
+    match seams.disk.read(&path).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(at(&path)(error)),
+    }
 }
 
 /// Notes that this broker is part of a group, and that its founding, if any, is in the log.
@@ -275,4 +285,36 @@ async fn read_founding(config: &Config, seams: &Seams) -> Result<Option<Command>
 fn at(path: &Path) -> impl FnOnce(io::Error) -> BootError {
     let path = path.to_owned();
     move |source| BootError::File { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell::config::Profile;
+
+    #[tokio::test]
+    async fn only_a_missing_file_says_that_a_broker_never_started() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let address = ([127, 0, 0, 1], 0).into();
+        let config = Config {
+            id: 1,
+            clusterset: None,
+            api: address,
+            peer: address,
+            admin: address,
+            data_dir: directory.path().to_owned(),
+            bootstrap: false,
+            profile: Profile::Lan,
+        };
+        let seams = Seams::host();
+        assert!(!has_started(&config, &seams).await.unwrap());
+        // A file that is there and cannot be read.
+        let path = directory.path().join(STARTED_FILE);
+        std::fs::create_dir(&path).unwrap();
+        let refused = has_started(&config, &seams).await.unwrap_err();
+        assert!(refused.to_string().contains("started: "), "{refused}");
+        std::fs::remove_dir(&path).unwrap();
+        note_started(&config, &seams).await.unwrap();
+        assert!(has_started(&config, &seams).await.unwrap());
+    }
 }
