@@ -155,10 +155,12 @@ impl Group {
     /// [`GroupError`]; a refusal is no error but an outcome.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Decided, GroupError> {
         let may_be_repeated = commands.iter().all(Command::may_be_repeated);
+        let mut is_under_way = false;
         let attempts = async {
             let mut metrics = self.raft.metrics();
             loop {
                 let leader = leader_of(&metrics.borrow_and_update());
+                is_under_way = leader.is_some();
                 let attempt = match leader {
                     None => Err(Attempt::NotLeader),
                     Some((id, _)) if id == self.id => self.batcher.propose(commands.clone()).await,
@@ -170,14 +172,15 @@ impl Group {
                     Err(Attempt::TooLarge(bytes)) => return Err(GroupError::TooLarge(bytes)),
                     Err(Attempt::Lost(why)) if !may_be_repeated => return Err(GroupError::Unknown(why)),
                     Err(Attempt::Lost(why)) => tracing::debug!(why, "proposal lost; trying again"),
-                    Err(Attempt::NotLeader) => {}
+                    Err(Attempt::NotLeader) => is_under_way = false,
                 }
                 next_attempt(&mut metrics).await;
             }
         };
-        timeout(PROPOSE_TIMEOUT, attempts)
-            .await
-            .unwrap_or(Err(GroupError::Unanswered))
+        match timeout(PROPOSE_TIMEOUT, attempts).await {
+            Ok(answer) => answer,
+            Err(_) => Err(out_of_time(is_under_way, may_be_repeated)),
+        }
     }
 
     /// Proposes on this broker only, for a peer that forwards.
@@ -260,6 +263,14 @@ impl Group {
     }
 }
 
+/// What a caller is told when [`PROPOSE_TIMEOUT`] is over: an attempt that is under way may still be committed.
+fn out_of_time(is_under_way: bool, may_be_repeated: bool) -> GroupError {
+    if is_under_way && !may_be_repeated {
+        return GroupError::Unknown(format!("none came within {} s", PROPOSE_TIMEOUT.as_secs()));
+    }
+    GroupError::Unanswered
+}
+
 /// What a peer's status says about a forwarded question: the reverse of [`status_of`].
 fn attempt_of(status: &tonic::Status) -> Attempt {
     match status.code() {
@@ -292,4 +303,26 @@ fn leader_of(metrics: &Metrics) -> Option<(u64, SocketAddr)> {
 async fn next_attempt(metrics: &mut watch::Receiver<Metrics>) {
     // Either is a reason to try again.
     let _ = timeout(RETRY_AFTER, metrics.changed()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_still_be_committed_is_not_said_to_have_failed() {
+        for (is_under_way, may_be_repeated, is_unknown) in [
+            (true, false, true),
+            (true, true, false),
+            (false, false, false),
+            (false, true, false),
+        ] {
+            let error = out_of_time(is_under_way, may_be_repeated);
+            assert_eq!(
+                matches!(error, GroupError::Unknown(_)),
+                is_unknown,
+                "{is_under_way} {may_be_repeated}"
+            );
+        }
+    }
 }
