@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::ChangeMembers;
+use tokio::time::timeout;
 use tombolo_clusterset::{ClusterId, Lease};
 use tombolo_daemon::Shutdown;
 use tombolo_daemon::seam::clock::Clock;
@@ -23,6 +25,8 @@ const CAUGHT_UP: u64 = 100;
 /// A step towards the membership that the state wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
+    /// Leave the joint membership of a change that was given up half-way.
+    Settle,
     /// Begin to replicate to a new broker.
     AddLearner(u64, Addresses),
     /// Let a caught-up learner vote.
@@ -57,33 +61,48 @@ impl Duties {
                 _ = beat.tick() => {}
             }
             self.publish_metrics();
-            if !self.group.leads() {
-                self.leases.set(None);
+            let Some(term) = self.group.leads_in() else {
+                self.leases.end();
                 self.metrics.leases.set(0);
                 continue;
-            }
-            self.keep_leases();
+            };
+            self.keep_leases(term);
             // An isolated leader decides nothing: its proposals would only pile up.
             if !self.group.is_fresh(self.clock.now()) {
                 continue;
             }
-            let mut due = self.expired_leases();
+            let mut due = self.expired_leases(term);
             due.extend(
                 self.group
                     .replica()
                     .read(|state| self.is_tick_due(state))
                     .then_some(Command::Tick),
             );
-            if !due.is_empty()
-                && let Err(error) = self.group.propose(due).await
-            {
-                tracing::warn!(%error, "a leader's duty was not recorded; trying again");
+            if !due.is_empty() {
+                self.record(term, due).await;
             }
             self.align_membership().await;
         }
     }
 
-    fn keep_leases(&self) {
+    /// Proposes as the leader of `term`, and never through another: it may have heard what this broker has not.
+    async fn record(&self, term: u64, due: Vec<Command>) {
+        if self.group.leads_in() != Some(term) {
+            return;
+        }
+        match timeout(self.patience(), self.group.propose_here(due)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(why)) => tracing::warn!(?why, "a leader's duty was not recorded; trying again"),
+            Err(_) => tracing::warn!("a leader's duty is not recorded yet; trying again"),
+        }
+    }
+
+    /// How long one duty may keep the others waiting.
+    fn patience(&self) -> Duration {
+        self.group.timing().lease_term
+    }
+
+    fn keep_leases(&self, term: u64) {
         let now = self.clock.now().into_std();
         let alive: Vec<ClusterId> = self.group.replica().read(|state| {
             let alive = state
@@ -93,25 +112,22 @@ impl Duties {
             alive.map(|member| member.view.id.clone()).collect()
         });
         let leases = alive.len();
-        if self.leases.with(|table| table.align(now, &alive)).is_none() {
+        if self.leases.with(term, |table| table.align(now, &alive)).is_none() {
             tracing::info!(leases, "leading: every lease has one full term");
-            self.leases.set(Some(LeaseTable::begin(
-                self.group.timing().lease_term,
-                now,
-                alive,
-            )));
+            let table = LeaseTable::begin(self.group.timing().lease_term, now, alive);
+            self.leases.begin(term, table);
         }
         self.metrics.leases.set(i64::try_from(leases).unwrap_or(i64::MAX));
     }
 
-    fn expired_leases(&self) -> Vec<Command> {
+    fn expired_leases(&self, term: u64) -> Vec<Command> {
         let now = self.clock.now().into_std();
-        let expired = self.leases.with(|table| table.expired(now)).unwrap_or_default();
+        let expired = self.leases.with(term, |table| table.expired(now));
         let lose = |cluster: ClusterId| {
             tracing::info!(%cluster, "lease lost: no sign of life for a full term");
             Command::LoseLease { cluster }
         };
-        expired.into_iter().map(lose).collect()
+        expired.unwrap_or_default().into_iter().map(lose).collect()
     }
 
     fn is_tick_due(&self, state: &State) -> bool {
@@ -142,28 +158,39 @@ impl Duties {
                 .and_then(|all| all.get(id).copied().flatten());
             replicated.is_some_and(|log_id| log_id.index + CAUGHT_UP >= last)
         };
-        let Some(step) = next_step(&wanted, &voters, &nodes, matched) else {
+        let is_joint = membership.get_joint_config().len() > 1;
+        let Some(step) = next_step(is_joint, &wanted, &voters, &nodes, matched) else {
             return;
         };
         tracing::info!(?step, "changing the broker group");
         let raft = self.group.raft();
-        let changed = match step {
-            Step::AddLearner(id, node) => raft.add_learner(id, node, false).await.map(|_| ()),
-            Step::Promote(id) => raft
-                .change_membership(ChangeMembers::AddVoterIds([id].into()), true)
-                .await
-                .map(|_| ()),
-            Step::Demote(id) => raft
-                .change_membership(ChangeMembers::RemoveVoters([id].into()), true)
-                .await
-                .map(|_| ()),
-            Step::Forget(id) => raft
-                .change_membership(ChangeMembers::RemoveNodes([id].into()), true)
-                .await
-                .map(|_| ()),
+        let change = async {
+            match step {
+                Step::Settle => {
+                    raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true)
+                        .await
+                }
+                Step::AddLearner(id, node) => raft.add_learner(id, node, false).await,
+                Step::Promote(id) => {
+                    raft.change_membership(ChangeMembers::AddVoterIds([id].into()), true)
+                        .await
+                }
+                Step::Demote(id) => {
+                    raft.change_membership(ChangeMembers::RemoveVoters([id].into()), true)
+                        .await
+                }
+                Step::Forget(id) => {
+                    raft.change_membership(ChangeMembers::RemoveNodes([id].into()), true)
+                        .await
+                }
+            }
         };
-        if let Err(error) = changed {
-            tracing::warn!(%error, "the broker group could not be changed yet; trying again");
+        match timeout(self.patience(), change).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the broker group could not be changed yet; trying again");
+            }
+            Err(_) => tracing::warn!("the broker group is not changed yet; trying again"),
         }
     }
 
@@ -183,11 +210,15 @@ impl Duties {
 /// What brings Raft's membership closest to `wanted`. Brokers are added before others are taken away, so that replacing
 /// one never leaves the group smaller in between.
 fn next_step(
+    is_joint: bool,
     wanted: &BTreeMap<u64, Addresses>,
     voters: &BTreeSet<u64>,
     nodes: &BTreeSet<u64>,
     caught_up: impl Fn(&u64) -> bool,
 ) -> Option<Step> {
+    if is_joint {
+        return Some(Step::Settle);
+    }
     if wanted.is_empty() {
         return None;
     }
@@ -218,7 +249,9 @@ mod tests {
     fn step(wanted: &[u64], voters: &[u64], nodes: &[u64], caught_up: &[u64]) -> Option<Step> {
         let wanted = wanted.iter().map(|id| (*id, Addresses::default())).collect();
         let set = |ids: &[u64]| ids.iter().copied().collect();
-        next_step(&wanted, &set(voters), &set(nodes), |id| caught_up.contains(id))
+        next_step(false, &wanted, &set(voters), &set(nodes), |id| {
+            caught_up.contains(id)
+        })
     }
 
     #[test]
@@ -237,5 +270,12 @@ mod tests {
         for (found, expected) in table {
             assert_eq!(found, expected);
         }
+        let none = BTreeSet::new();
+        let settle = next_step(true, &BTreeMap::new(), &none, &none, |_| false);
+        assert_eq!(
+            settle,
+            Some(Step::Settle),
+            "a change that was given up comes first"
+        );
     }
 }

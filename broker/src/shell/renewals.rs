@@ -14,21 +14,29 @@ use crate::command::Command;
 use crate::lease::LeaseTable;
 use crate::state::State;
 
-/// The lease table of this broker while it leads.
+/// The lease table of this broker while it leads, with the Raft term it belongs to: what was heard in one leadership
+/// says nothing in the next, even when no beat fell in between.
 #[derive(Debug, Default)]
 pub struct Leases {
-    table: Mutex<Option<LeaseTable>>,
+    table: Mutex<Option<(u64, LeaseTable)>>,
 }
 
 impl Leases {
-    /// Runs `change` on the table; None when this broker does not lead.
-    pub fn with<T>(&self, change: impl FnOnce(&mut LeaseTable) -> T) -> Option<T> {
-        self.table.lock().as_mut().map(change)
+    /// Runs `change` on the table of `term`; None when there is none.
+    pub fn with<T>(&self, term: u64, change: impl FnOnce(&mut LeaseTable) -> T) -> Option<T> {
+        let mut table = self.table.lock();
+        let (_, table) = table.as_mut().filter(|(of, _)| *of == term)?;
+        Some(change(table))
     }
 
-    /// Begins or ends the table.
-    pub fn set(&self, table: Option<LeaseTable>) {
-        *self.table.lock() = table;
+    /// Begins the table of `term`.
+    pub fn begin(&self, term: u64, table: LeaseTable) {
+        *self.table.lock() = Some((term, table));
+    }
+
+    /// Ends the table: this broker does not lead.
+    pub fn end(&self) {
+        *self.table.lock() = None;
     }
 }
 
@@ -87,6 +95,9 @@ async fn pass_on(
 /// Renews in this broker's own table; false when it does not lead. A lease that the log calls lost or unknown is
 /// regained by a command, which is proposed beside.
 pub fn renew_here(group: &Arc<Group>, leases: &Leases, clock: &dyn Clock, clusters: &[ClusterId]) -> bool {
+    let Some(term) = group.leads_in() else {
+        return false;
+    };
     let now = clock.now().into_std();
     let is_alive = |state: &State, id: &ClusterId| {
         state
@@ -100,7 +111,7 @@ pub fn renew_here(group: &Arc<Group>, leases: &Leases, clock: &dyn Clock, cluste
             .map(|id| (id, is_alive(state, id)))
             .collect::<Vec<_>>()
     });
-    let renewed = leases.with(|table| {
+    let renewed = leases.with(term, |table| {
         for (cluster, _) in known.iter().filter(|(_, alive)| alive.is_some()) {
             table.renew(cluster, now);
         }
@@ -117,4 +128,26 @@ pub fn renew_here(group: &Arc<Group>, leases: &Leases, clock: &dyn Clock, cluste
         });
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_table_is_of_one_term() {
+        let (leases, now) = (Leases::default(), Instant::now());
+        let table = || LeaseTable::begin(Duration::from_secs(3), now, []);
+        assert_eq!(leases.with(1, |_| ()), None);
+        leases.begin(1, table());
+        assert_eq!(leases.with(1, |_| ()), Some(()));
+        // Deposed and elected again between two beats.
+        assert_eq!(leases.with(3, |_| ()), None);
+        leases.begin(3, table());
+        assert_eq!((leases.with(1, |_| ()), leases.with(3, |_| ())), (None, Some(())));
+        leases.end();
+        assert_eq!(leases.with(3, |_| ()), None);
+    }
 }

@@ -118,7 +118,17 @@ impl Group {
     /// Whether this broker leads, as far as it knows.
     #[must_use]
     pub fn leads(&self) -> bool {
-        leader_of(&self.raft.metrics().borrow()).is_some_and(|(id, _)| id == self.id)
+        self.leads_in().is_some()
+    }
+
+    /// The term in which this broker leads, as far as it knows.
+    #[must_use]
+    pub fn leads_in(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        leader_of(&metrics)
+            .filter(|(id, _)| *id == self.id)
+            .map(|_| metrics.current_term)
     }
 
     /// The leader's peer client, unless this broker leads or nobody does.
