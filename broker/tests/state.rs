@@ -536,7 +536,14 @@ fn leaving_ends_everything_and_denies_the_keys() {
     }
     assert_eq!(log.refused(same_key), Refusal::KeyDenied);
     log.done(replace(join(60, "west")));
-    log.now += MONTH;
+    log.now += MONTH + bounds::CLOCK_SKEW_MAX.as_millis() as u64 - 1;
+    log.done(Command::Tick);
+    assert_eq!(
+        log.state.trust.as_ref().unwrap().denied.len(),
+        2,
+        "a slow verifier still takes them for valid"
+    );
+    log.now += 1;
     log.done(Command::Tick);
     assert!(
         log.state.trust.as_ref().unwrap().denied.is_empty(),

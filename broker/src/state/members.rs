@@ -230,11 +230,13 @@ impl Entry<'_> {
         }
     }
 
-    /// Intermediates that ended by themselves need no memory.
+    /// Intermediates that ended by themselves need no memory, once they have ended on the slowest clock that is allowed.
     pub(super) fn expire_keys(&mut self) {
         let now = self.state.clock_ms;
         for member in self.state.members.values_mut() {
-            member.keys.retain(|key| key.not_after_ms > now);
+            member
+                .keys
+                .retain(|key| key.not_after_ms.saturating_add(millis(CLOCK_SKEW_MAX)) > now);
         }
         let Some(trust) = &mut self.state.trust else {
             return;

@@ -4,8 +4,9 @@ use tombolo_clusterset::ClusterId;
 use tombolo_trust::{Fingerprint, TrustDomain};
 
 use super::members::IssuedKey;
+use super::tokens::millis;
 use super::{Entry, EntryKey, Refusal, State, Verdict};
-use crate::bounds::LAGGING_MAX_BYTES;
+use crate::bounds::{CLOCK_SKEW_MAX, LAGGING_MAX_BYTES};
 use crate::command::{Reply, RootRecord, RotationStep};
 
 /// Where the rotation of the root stands.
@@ -38,7 +39,7 @@ pub struct DeniedKey {
     pub key: Fingerprint,
     /// Whose it was.
     pub cluster: ClusterId,
-    /// When its intermediate ends by itself and this entry with it, milliseconds since the Unix epoch.
+    /// When its intermediate has ended by itself on every clock and this entry with it, milliseconds since the Unix epoch.
     pub until_ms: u64,
 }
 
@@ -180,17 +181,21 @@ impl Entry<'_> {
         Ok(Reply::Done)
     }
 
-    /// Denies keys until their intermediates end by themselves.
+    /// Denies keys until their intermediates end by themselves, on the slowest clock that is allowed.
     pub(super) fn deny(&mut self, cluster: &ClusterId, keys: impl IntoIterator<Item = IssuedKey>) {
         let now = self.state.clock_ms;
         let Some(trust) = &mut self.state.trust else {
             return;
         };
-        for key in keys.into_iter().filter(|key| key.not_after_ms > now) {
+        for key in keys {
+            let until_ms = key.not_after_ms.saturating_add(millis(CLOCK_SKEW_MAX));
+            if until_ms <= now {
+                continue;
+            }
             trust.denied.push(DeniedKey {
                 key: key.key,
                 cluster: cluster.clone(),
-                until_ms: key.not_after_ms,
+                until_ms,
             });
             trust.revision = self.index;
             self.changed.insert(EntryKey::Trust);
