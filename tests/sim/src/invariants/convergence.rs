@@ -34,8 +34,13 @@ pub fn check(view: View<'_>) -> Result<(), String> {
         if gateway.snapshot.as_ref().map(|taken| taken.version) != Some(snapshot.version) {
             return Err(format!("the gateway of {id} is behind its agent"));
         }
+        if let Some((drill, _)) = &agent.drill {
+            return Err(format!("{id} is in a drill of {}", drill.target));
+        }
         // A snapshot names the last change, and its agent has heard of every entry since.
-        let heard = agent.watch().map(|watch| (watch.current().revision, watch.resume_from().1));
+        let heard = agent
+            .watch()
+            .map(|watch| (watch.current().revision, watch.resume_from().1));
         if !snapshot.fresh || heard != Some((snapshot.version.revision, state.applied)) {
             return Err(format!(
                 "{id} stands at {:?}, the group at {}",
