@@ -5,6 +5,7 @@ mod drills;
 mod first_use;
 mod refusals;
 mod restarts;
+mod trust;
 
 /// The members of `clusters/local`.
 const AKS: &str = "aks-westeurope";
