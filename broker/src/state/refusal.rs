@@ -156,7 +156,7 @@ pub enum Refusal {
     LastBroker(u64),
 
     // Drills.
-    #[error("drill {id} is running; one at a time: wait, or stop it with `tombolo drill stop {id}`", id = running.0)]
+    #[error("drill {id} is running; one at a time: wait, or stop it with `tombolo drill stop`", id = running.0)]
     DrillRunning { running: DrillId },
     #[error("a drill lasts at most {most} s in all, this one {0} s; shorten its baseline, duration or recovery", most = tombolo_clusterset::drill::DRILL_MAX.as_secs())]
     DrillTooLong(u64),
