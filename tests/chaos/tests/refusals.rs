@@ -1,8 +1,9 @@
 //! Every refusal that an operator can meet, with its message.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
 use tombolo_test_support::{Clusterset, Finished, dig, eventually};
 
 use crate::AKS;
@@ -52,9 +53,27 @@ fn every_refusal_says_what_to_do() {
     let config = fourth(&clusterset, "kind-four");
 
     let short = token(&clusterset, "kind-four", "1s");
-    eventually(Duration::from_secs(5), "an expired token", || {
-        join(&clusterset, &short, &config).stderr.contains("expired")
+    eventually(Duration::from_secs(5), "the token's end", || {
+        let tokens = clusterset.json(&["token", "list"]);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("after 1970")
+            .as_millis();
+        let lives = |token: &Value| {
+            token["expires_unix_ms"]
+                .as_u64()
+                .is_some_and(|end| u128::from(end) >= now)
+        };
+        let items = tokens["items"].as_array().expect("a list");
+        !items
+            .iter()
+            .any(|token| token["cluster"] == "kind-four" && lives(token))
     });
+    refused(
+        "an expired token",
+        &join(&clusterset, &short, &config),
+        &["expired"],
+    );
     let good = token(&clusterset, "kind-four", "1h");
     let cut = &good[..good.len() - 4];
     refused("a truncated token", &join(&clusterset, cut, &config), &["token"]);
@@ -97,7 +116,7 @@ fn every_refusal_says_what_to_do() {
             "--broker",
             "127.10.0.9:7400",
             "--config",
-            &config,
+            &fourth(&clusterset, "kind-five"),
         ]),
         &["127.10.0.9:7400"],
     );
