@@ -195,6 +195,10 @@ async fn forged_sources_are_refused(transport: Transport) {
         ),
         "{error}"
     );
+    let text = error.to_string();
+    for word in ["forged", "/ns/shop/sa/client", "west"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
     pair.assert_carries().await;
 }
 
