@@ -226,10 +226,16 @@ fn random_bytes_hurt_nobody(clusterset: &Clusterset) {
             let _ = socket.send_to(&noise[..len.min(1400)], address);
         }
     }
-    for len in [1, 17, 512, noise.len()] {
-        let mut socket = UnixStream::connect(clusterset.data_dir().join("up.sock")).expect("up listens");
-        // As above: it may hang up before it has read all.
-        let _ = socket.write_all(&noise[..len]);
+    for path in [
+        "up.sock",
+        "clusters/aks-westeurope/agent.sock",
+        "clusters/aks-westeurope/gateway.sock",
+    ] {
+        for len in [1, 17, 512, noise.len()] {
+            let mut socket = UnixStream::connect(clusterset.data_dir().join(path)).expect("it listens");
+            // As above: it may hang up before it has read all.
+            let _ = socket.write_all(&noise[..len]);
+        }
     }
     assert_eq!(
         clusterset.json(&["status"])["processes"],
